@@ -1,0 +1,500 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The whole chain as one readable function: a checkpoint becomes an engine, or a bundle for one.
+
+Stages write into ``OUT/.stormrt``; only when all of them are done are the results put under their
+final names, so that a failure leaves an earlier build's files as they were.
+"""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal, TypeVar
+
+import stormrt
+from stormrt.errors import EnvironmentMissingError, InputError
+from stormrt.pipeline.artifacts import (
+    EngineArtifact,
+    ExportedGraph,
+    FileDigest,
+    GoldenData,
+    LoweredGraph,
+    LoweredGraphs,
+    ModelSpec,
+    QuantizedGraph,
+)
+from stormrt.pipeline.files import (
+    folder_lock,
+    publish,
+    require_folder,
+    sha256_file,
+    sha256_text,
+    write_text,
+)
+from stormrt.pipeline.probe import installed_version
+from stormrt.pipeline.report import to_markdown
+from stormrt.pipeline.runtimes import RuntimeChoice, choose_runtime
+from stormrt.pipeline.schema import (
+    ENGINE_NAME,
+    GOLDEN_NAME,
+    MANIFEST_NAME,
+    MODEL_NAME,
+    REPORT_JSON_NAME,
+    REPORT_MD_NAME,
+    Manifest,
+    ToolVersion,
+    ValidationReport,
+)
+from stormrt.pipeline.stage_cache import StageCache
+from stormrt.storm.plan import check_plan, parse_plan, stage_grids
+from stormrt.storm.variants import get_variant
+from stormrt.targets import Precision, RuntimeName, Target, dump_target, load_target
+
+if TYPE_CHECKING:
+    from stormrt.storm.plan import StormPlan
+
+STAGES = ("golden", "export", "precision", "lower", "engine", "validate")
+"""In order. ``golden`` is first: a bad checkpoint or photograph shows before the long stages."""
+
+WORK_FOLDER = ".stormrt"
+DEFAULT_SEED = 0
+
+_TOOLS = ("torch", "onnx", "onnxscript", "onnxruntime", "polygraphy", "numpy", "pillow")
+
+StageStatus = Literal["run", "skipped", "would run", "would skip", "not asked for"]
+StageEvent = Callable[[str, StageStatus, float | None], None]
+"""Called with a stage's name, what happens to it, and its seconds once it has run."""
+ProgressCallback = Callable[[str, int, int], None]
+"""Called with a phase of the engine builder, its steps done, and how many it has."""
+
+_T = TypeVar("_T")
+
+
+@dataclass(frozen=True, slots=True)
+class BuildRequest:
+    """What the user asked for, not yet checked."""
+
+    model: str
+    target: str
+    out: Path
+    checkpoint: Path | None = None
+    num_classes: int = 1000
+    precision: str | None = None
+    """None: the recipe's default."""
+    storm: str = "keep=1"
+    height: int = 224
+    width: int = 224
+    batch: int = 1
+    dynamic_batch: bool = False
+    photographs: Path | None = None
+    """File or folder; None: those that come with dependencies."""
+    runtime: RuntimeName | None = None
+    seed: int = DEFAULT_SEED
+    force: bool = False
+    first: str | None = None
+    """``--from``: stages before it must have run, this one and later ones run again."""
+    last: str | None = None
+    """``--to``: stop after it; nothing is published."""
+    dry_run: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class BuildPlan:
+    """A checked request."""
+
+    spec: ModelSpec
+    target: Target
+    precision: Precision
+    runtime: RuntimeChoice
+    photographs: tuple[Path, ...]
+    out: Path
+
+    @property
+    def work(self) -> Path:
+        """Where the stages write."""
+        return self.out / WORK_FOLDER
+
+
+@dataclass(frozen=True, slots=True)
+class BuildOutcome:
+    """What a build made."""
+
+    plan: BuildPlan
+    stages: tuple[tuple[str, StageStatus], ...]
+    manifest: Manifest | None
+    """None after ``--to`` or ``--dry-run``."""
+    report: ValidationReport | None
+    board_command: str | None
+    """What to type on the target, where the engine could not be built here."""
+
+
+def resolve(request: BuildRequest) -> BuildPlan:
+    """Check a request, without writing anything and without PyTorch.
+
+    Raises:
+        InputError: Anything that is wrong with it.
+        EnvironmentMissingError: The packaged photographs are missing.
+    """
+    variant = get_variant(request.model)
+    target = load_target(request.target)
+    precision = request.precision or target.build.default_precision
+    if precision not in target.build.precisions:
+        raise InputError(
+            f"target {target.id} has no precision {precision!r}",
+            where="--precision",
+            expected=" or ".join(target.build.precisions),
+        )
+    if request.batch < 1:
+        raise InputError("the batch is too small", where="--batch", got=str(request.batch))
+    if request.num_classes < 1:
+        raise InputError("there must be a class", where="--classes", got=str(request.num_classes))
+    for stage, option in ((request.first, "--from"), (request.last, "--to")):
+        if stage is not None and stage not in STAGES:
+            raise InputError("no such stage", where=option, got=stage, expected=", ".join(STAGES))
+    stage_grids(variant, request.height, request.width)
+    plan: StormPlan = parse_plan(request.storm, variant, request.height, request.width)
+    check_plan(plan, variant, request.height, request.width)
+    require_folder(request.out)
+    checkpoint = request.checkpoint
+    if checkpoint is not None and not checkpoint.is_file():
+        raise InputError(
+            "the checkpoint does not exist",
+            where=str(checkpoint),
+            fix="check the path; upstream's files are on the releases page of MzeroMiko/VMamba",
+        )
+    # Imported here: Pillow and NumPy are not needed to refuse a bad request.
+    from stormrt.pipeline.photographs import (
+        check_photographs,
+        find_photographs,
+        packaged_photographs,
+    )
+
+    if request.photographs is None:
+        photographs = packaged_photographs()
+    else:
+        photographs = find_photographs(request.photographs)
+        check_photographs(photographs)
+    return BuildPlan(
+        spec=ModelSpec(
+            name=variant.name,
+            num_classes=request.num_classes,
+            checkpoint=None if checkpoint is None else str(checkpoint),
+            checkpoint_sha256=None if checkpoint is None else sha256_file(checkpoint),
+            seed=request.seed,
+            height=request.height,
+            width=request.width,
+            batch=request.batch,
+            dynamic_batch=request.dynamic_batch,
+            plan=plan,
+        ),
+        target=target,
+        precision=precision,
+        runtime=choose_runtime(target, request.runtime),
+        photographs=photographs,
+        out=request.out,
+    )
+
+
+def build(
+    request: BuildRequest,
+    *,
+    on_stage: StageEvent = lambda *_: None,
+    on_progress: ProgressCallback | None = None,
+) -> BuildOutcome:
+    """Run the chain.
+
+    Raises:
+        InputError: Bad input, found before or within a stage; published files are as they were.
+        EnvironmentMissingError: A package is missing.
+    """
+    plan = resolve(request)
+    if request.dry_run:
+        return _run(plan, request, on_stage, on_progress)
+    with folder_lock(plan.work):
+        return _run(plan, request, on_stage, on_progress)
+
+
+class _Chain:
+    """Runs or skips one stage after the other."""
+
+    def __init__(self, plan: BuildPlan, request: BuildRequest, on_stage: StageEvent) -> None:
+        first = STAGES.index(request.first) if request.first else None
+        last = STAGES.index(request.last) if request.last else len(STAGES) - 1
+        forced = STAGES if request.force else STAGES[first:] if first is not None else ()
+        self.cache = StageCache(plan.work, frozenset(forced))
+        self.before = frozenset(STAGES[:first]) if first is not None else frozenset()
+        self.after = frozenset(STAGES[last + 1 :])
+        self.dry_run, self.on_stage = request.dry_run, on_stage
+        self.statuses: list[tuple[str, StageStatus]] = []
+
+    def stage(
+        self,
+        name: str,
+        kind: type[_T],
+        depends_on: dict[str, object],
+        compute: Callable[[], _T],
+        files_of: Callable[[_T], tuple[FileDigest, ...]],
+    ) -> _T | None:
+        """The stage's artefact; None where it was not asked for, or in a dry run is to be made."""
+        key = self.cache.key(name, depends_on)
+        if name in self.after:
+            return self._done(name, "not asked for", None)
+        if name in self.before and not self.dry_run:
+            return self._done(name, "skipped", self.cache.require(name, kind, key))
+        found = self.cache.load(name, kind, key)
+        if self.dry_run:
+            return self._done(name, "would run" if found is None else "would skip", found)
+        if found is not None:
+            return self._done(name, "skipped", found)
+        self.on_stage(name, "run", None)
+        made = self.cache.run(name, kind, key, compute, files_of)
+        return self._done(name, "run", made)
+
+    def _done(self, name: str, status: StageStatus, artifact: _T | None) -> _T | None:
+        self.statuses.append((name, status))
+        self.on_stage(name, status, self.cache.seconds.get(name, 0.0))
+        return artifact
+
+
+def _run(
+    plan: BuildPlan,
+    request: BuildRequest,
+    on_stage: StageEvent,
+    on_progress: ProgressCallback | None,
+) -> BuildOutcome:
+    chain, work, spec = _Chain(plan, request, on_stage), plan.work, plan.spec
+    # The checkpoint counts by its bytes, not by where it lies.
+    model_facts: dict[str, object] = {
+        **asdict(spec),
+        "checkpoint": None,
+        "torch": _version("torch"),
+    }
+    photographs = [sha256_file(path) for path in plan.photographs]
+
+    def run_golden() -> GoldenData:
+        with _workstation():
+            from stormrt.pipeline.golden import make_golden
+        return make_golden(spec, plan.photographs, work / GOLDEN_NAME)
+
+    golden = chain.stage(
+        "golden",
+        GoldenData,
+        {**model_facts, "photographs": photographs, "batch": None, "pillow": _version("pillow")},
+        run_golden,
+        lambda g: (g.file,),
+    )
+
+    def run_export() -> ExportedGraph:
+        with _workstation():
+            from stormrt.pipeline.export import export
+        return export(spec, work / "exported.onnx")
+
+    exported = chain.stage(
+        "export",
+        ExportedGraph,
+        {**model_facts, "onnx": _version("onnx"), "onnxscript": _version("onnxscript")},
+        run_export,
+        lambda e: (e.file,),
+    )
+
+    def run_precision() -> QuantizedGraph:
+        with _workstation():
+            from stormrt.pipeline.precision import set_precision
+        source, out = work / "exported.onnx", work / "quantized.onnx"
+        return set_precision(source, plan.precision, out)
+
+    quantized = chain.stage(
+        "precision",
+        QuantizedGraph,
+        {
+            "source": exported and exported.file.sha256,
+            "precision": plan.precision,
+            "onnxruntime": _version("onnxruntime"),
+        },
+        run_precision,
+        lambda q: (q.file,),
+    )
+
+    def run_lower() -> LoweredGraphs:
+        with _workstation():
+            from stormrt.pipeline.lower import lower
+        wants_plugins = plan.runtime.recipe.lowering == "plugin"
+        return lower(
+            work / "quantized.onnx",
+            work / "native.onnx",
+            work / "plugin.onnx" if wants_plugins else None,
+        )
+
+    lowered = chain.stage(
+        "lower",
+        LoweredGraphs,
+        {
+            "source": quantized and quantized.file.sha256,
+            "lowering": plan.runtime.recipe.lowering,
+            "onnx": _version("onnx"),
+        },
+        run_lower,
+        lambda g: tuple(graph.file for graph in (g.native, g.plugin) if graph is not None),
+    )
+    final = None if lowered is None else _final_graph(lowered)
+
+    def run_engine() -> EngineArtifact:
+        from stormrt.pipeline.engine import build_engine
+
+        assert final is not None  # the stage before has run
+        result = build_engine(
+            work / final.file.name,
+            runtime=plan.runtime.recipe.name,
+            target=plan.target,
+            out=work / ENGINE_NAME,
+            progress=on_progress,
+            board_command=_board_command(plan.out),
+        )
+        return EngineArtifact(
+            FileDigest(ENGINE_NAME, result.sha256, result.size_bytes),
+            result.runtime,
+            result.runtime_version,
+            result.sm,
+        )
+
+    engine: EngineArtifact | None = None
+    if plan.runtime.blocker is None:
+        engine = chain.stage(
+            "engine",
+            EngineArtifact,
+            {
+                "source": final and final.file.sha256,
+                "target": target_digest(plan.target),
+                "runtime": plan.runtime.recipe.name,
+                "version": _version(_distribution(plan.runtime.recipe.name)),
+            },
+            run_engine,
+            lambda e: (e.file,),
+        )
+    else:
+        chain.statuses.append(("engine", "not asked for"))
+
+    def run_validate() -> ValidationReport:
+        with _workstation():
+            from stormrt.pipeline.validate import validate_build
+        return validate_build(plan, work, engine)
+
+    report = chain.stage(
+        "validate",
+        ValidationReport,
+        {
+            "graph": lowered and lowered.native.file.sha256,
+            "engine": engine and engine.file.sha256,
+            "blocker": plan.runtime.blocker,
+            "golden": golden and golden.file.sha256,
+            "target": target_digest(plan.target),
+            "spec": model_facts,
+            "tools": [_version(name) for name in _TOOLS],
+        },
+        run_validate,
+        lambda _: (),
+    )
+    manifest: Manifest | None = None
+    if not request.dry_run and request.last is None:
+        # Every stage has run or was skipped.
+        assert golden is not None
+        assert final is not None
+        assert report is not None
+        manifest = _publish(plan, golden, final, engine, report)
+    return BuildOutcome(
+        plan=plan,
+        stages=tuple(chain.statuses),
+        manifest=manifest,
+        report=report,
+        board_command=_board_command(plan.out) if plan.runtime.blocker else None,
+    )
+
+
+def _final_graph(lowered: LoweredGraphs) -> LoweredGraph:
+    """The graph that the runtime takes."""
+    return lowered.plugin or lowered.native
+
+
+def _publish(
+    plan: BuildPlan,
+    golden: GoldenData,
+    final: LoweredGraph,
+    engine: EngineArtifact | None,
+    report: ValidationReport,
+) -> Manifest:
+    """Put the results under their final names, the manifest last."""
+    work, out = plan.work, plan.out
+    model = FileDigest(MODEL_NAME, final.file.sha256, final.file.size_bytes)
+    files = [model, golden.file]
+    # A plan of an earlier build with other options must not pass for this one's.
+    if engine is None or _differs(out / ENGINE_NAME, engine.file):
+        (out / ENGINE_NAME).unlink(missing_ok=True)
+    publish(work / final.file.name, out / MODEL_NAME)
+    publish(work / GOLDEN_NAME, out / GOLDEN_NAME)
+    if engine is not None:
+        publish(work / ENGINE_NAME, out / ENGINE_NAME)
+        files.append(engine.file)
+    write_text(out / REPORT_JSON_NAME, report.to_json())
+    write_text(out / REPORT_MD_NAME, to_markdown(report))
+    manifest = Manifest(
+        stormrt_version=stormrt.__version__,
+        model=plan.spec,
+        target=plan.target.id,
+        recipe=dump_target(plan.target),  # type: ignore[arg-type]  # plain JSON values
+        precision=plan.precision,
+        runtime=plan.runtime.recipe.name,
+        lowering=final.lowering,
+        plugins=final.plugins,
+        engine=engine,
+        files=tuple(files),
+        tools=tools(),
+    )
+    write_text(out / MANIFEST_NAME, manifest.to_json())
+    return manifest
+
+
+def _differs(path: Path, file: FileDigest) -> bool:
+    return path.is_file() and sha256_file(path) != file.sha256
+
+
+def tools() -> tuple[ToolVersion, ...]:
+    """Packages that have a part in the result, with their versions."""
+    found = ((name, installed_version(name)) for name in _TOOLS)
+    return tuple(ToolVersion(name=n, version=v) for n, v in found if v is not None)
+
+
+def target_digest(target: Target) -> str:
+    """SHA-256 of a resolved recipe."""
+    import json
+
+    return sha256_text(json.dumps(dump_target(target), sort_keys=True))
+
+
+def _version(name: str) -> str:
+    return installed_version(name) or "absent"
+
+
+def _distribution(runtime: RuntimeName) -> str:
+    return "tensorrt-rtx-cu13" if runtime == "tensorrt_rtx" else "tensorrt"
+
+
+def _board_command(out: Path) -> str:
+    return f"stormrt build {shlex.quote(out.name)}/"
+
+
+@contextmanager
+def _workstation() -> Iterator[None]:
+    """Turn a missing package of the workstation phase into a message with its remedy."""
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        if (error.name or "").startswith("stormrt"):
+            raise
+        raise EnvironmentMissingError(
+            f"the package {error.name!r} is not installed",
+            where="workstation phase",
+            fix='pip install "stormrt[workstation]"',
+        ) from error

@@ -1,0 +1,196 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``stormrt build``: checkpoint to engine, or bundle to engine."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+
+from stormrt.errors import EXIT_VERDICT, InputError
+from stormrt.pipeline.cli.console import JsonOption, note, show, show_json
+from stormrt.pipeline.cli.options import (
+    BatchOption,
+    CheckpointOption,
+    ClassesOption,
+    DynamicOption,
+    PrecisionOption,
+    Runtime,
+    SeedOption,
+    SizeOption,
+    StormOption,
+    parse_size,
+    runtime_name,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from stormrt.pipeline.build import BuildOutcome, StageStatus
+
+
+def build_command(
+    bundle: Annotated[
+        Path | None,
+        typer.Argument(help="A bundle made elsewhere: build its engine here, on the target."),
+    ] = None,
+    model: Annotated[
+        str | None, typer.Option("--model", help="Variant, such as vmamba_tiny_s1l8.")
+    ] = None,
+    target: Annotated[
+        str | None,
+        typer.Option("--target", help="Target id (stormrt targets list) or a recipe's .toml."),
+    ] = None,
+    out: Annotated[Path, typer.Option("--out", help="Output folder.")] = Path("build"),
+    checkpoint: CheckpointOption = None,
+    classes: ClassesOption = 1000,
+    precision: PrecisionOption = None,
+    storm: StormOption = "keep=1",
+    size: SizeOption = "224",
+    batch: BatchOption = 1,
+    dynamic_batch: DynamicOption = False,
+    photos: Annotated[
+        Path | None,
+        typer.Option("--photos", help="Photographs for validation. Default: 18 installed ones."),
+    ] = None,
+    runtime: Annotated[
+        Runtime | None, typer.Option("--runtime", help="Default: what can build here.")
+    ] = None,
+    seed: SeedOption = 0,
+    force: Annotated[bool, typer.Option("--force", help="Run every stage again.")] = False,
+    from_stage: Annotated[
+        str | None, typer.Option("--from", help="Run this stage and later ones again.")
+    ] = None,
+    to_stage: Annotated[
+        str | None,
+        typer.Option("--to", help="Stop after this stage; results stay in OUT/.stormrt."),
+    ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Say what would run and what would be skipped.")
+    ] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Turn a checkpoint into an engine that is validated against PyTorch.
+
+    Where the target's GPU is not in this machine and its runtime needs it, a bundle is made, and
+    the command to type on the target is printed: stormrt build BUNDLE/.
+    """
+    if bundle is not None:
+        if model is not None or target is not None:
+            raise InputError(
+                "give either a bundle or --model and --target",
+                got=f"bundle {bundle} and options of a new build",
+            )
+        _build_bundle(bundle, runtime, as_json=as_json)
+        return
+    if model is None or target is None:
+        raise InputError(
+            "--model and --target are needed",
+            fix="for instance stormrt build --model vmamba_tiny_s1l8 --target t4 --out build/",
+        )
+    from stormrt.pipeline.build import BuildRequest, build
+
+    height, width = parse_size(size)
+    request = BuildRequest(
+        model=model,
+        target=target,
+        out=out,
+        checkpoint=checkpoint,
+        num_classes=classes,
+        precision=precision,
+        storm=storm,
+        height=height,
+        width=width,
+        batch=batch,
+        dynamic_batch=dynamic_batch,
+        photographs=photos,
+        runtime=runtime_name(runtime),
+        seed=seed,
+        force=force,
+        first=from_stage,
+        last=to_stage,
+        dry_run=dry_run,
+    )
+    with _engine_progress() as on_progress:
+        outcome = build(request, on_stage=_print_stage, on_progress=on_progress)
+    if as_json:
+        show_json(_as_json(outcome))
+    else:
+        _print_outcome(outcome)
+    if outcome.report is not None and not outcome.report.passed:
+        raise typer.Exit(EXIT_VERDICT)
+
+
+def _build_bundle(bundle: Path, runtime: Runtime | None, *, as_json: bool) -> None:
+    from stormrt.pipeline.device_build import build_bundle
+
+    with _engine_progress() as on_progress:
+        manifest = build_bundle(bundle, runtime=runtime_name(runtime), on_progress=on_progress)
+    if as_json:
+        show_json(manifest.model_dump(mode="json"))
+        return
+    assert manifest.engine is not None  # build_bundle returns only with an engine
+    size_mib = manifest.engine.file.size_bytes / 2**20
+    show(f"engine: {bundle / manifest.engine.file.name} ({size_mib:.1f} MiB)")
+    show("validation of this engine: not run (the golden data is in the bundle)")
+
+
+def _print_stage(stage: str, status: StageStatus, seconds: float | None) -> None:
+    if status == "run" and seconds is None:
+        note(f"{stage:<10} ...")
+    elif status == "run":
+        note(f"{stage:<10} done in {seconds:.1f} s")
+    elif status == "skipped":
+        note(f"{stage:<10} skipped: its inputs have not changed")
+    else:
+        note(f"{stage:<10} {status}")
+
+
+@contextmanager
+def _engine_progress() -> Iterator[Callable[[str, int, int], None]]:
+    """A bar for each phase of the engine builder, on stderr, gone when it is done."""
+    columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
+    tasks: dict[str, TaskID] = {}
+    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+
+        def update(phase: str, step: int, total: int) -> None:
+            if phase not in tasks:
+                tasks[phase] = progress.add_task(phase[:40], total=total)
+            progress.update(tasks[phase], completed=step, total=total, visible=step < total)
+
+        yield update
+
+
+def _print_outcome(outcome: BuildOutcome) -> None:
+    from stormrt.pipeline.report import to_console
+
+    out = outcome.plan.out
+    if outcome.report is not None:
+        show(to_console(outcome.report))
+    if outcome.manifest is None:
+        return
+    if outcome.report is not None:
+        for name in [f.name for f in outcome.manifest.files] + ["report.json", "report.md"]:
+            size_mib = (out / name).stat().st_size / 2**20
+            show(f"{out / name}  {size_mib:.2f} MiB")
+    if outcome.board_command is not None:
+        show(
+            f"no engine was built here: {outcome.plan.runtime.blocker}.\n"
+            f"copy {out}/ to the target and type there:\n    {outcome.board_command}"
+        )
+
+
+def _as_json(outcome: BuildOutcome) -> dict[str, object]:
+    return {
+        "out": str(outcome.plan.out),
+        "stages": dict(outcome.stages),
+        "manifest": outcome.manifest and outcome.manifest.model_dump(mode="json"),
+        "report": outcome.report and outcome.report.model_dump(mode="json"),
+        "board_command": outcome.board_command,
+        "blocker": outcome.plan.runtime.blocker,
+    }

@@ -1,0 +1,131 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``stormrt export``: checkpoint to ONNX."""
+
+from __future__ import annotations
+
+import tempfile
+from dataclasses import asdict
+from enum import Enum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from stormrt.errors import EnvironmentMissingError, InputError
+from stormrt.pipeline.cli.console import JsonOption, show, show_json
+from stormrt.pipeline.cli.options import (
+    BatchOption,
+    CheckpointOption,
+    ClassesOption,
+    DynamicOption,
+    ModelOption,
+    SeedOption,
+    SizeOption,
+    StormOption,
+    parse_size,
+)
+
+
+class LoweringChoice(str, Enum):
+    """Forms of the ONNX file."""
+
+    native = "native"
+    plugin = "plugin"
+    marker = "marker"
+
+
+class PrecisionChoice(str, Enum):
+    """Precisions of the ONNX file."""
+
+    fp32 = "fp32"
+    fp16 = "fp16"
+
+
+def export_command(
+    model: ModelOption,
+    out: Annotated[Path, typer.Option("--out", help="ONNX file to write.")],
+    lowering: Annotated[
+        LoweringChoice,
+        typer.Option(
+            "--lowering",
+            help="native: standard ops. plugin: custom nodes for TensorRT plugins. "
+            "marker: custom nodes with their meaning attached as functions.",
+        ),
+    ] = LoweringChoice.native,
+    precision: Annotated[
+        PrecisionChoice, typer.Option("--precision", help="Precision.")
+    ] = PrecisionChoice.fp32,
+    checkpoint: CheckpointOption = None,
+    classes: ClassesOption = 1000,
+    storm: StormOption = "keep=1",
+    size: SizeOption = "224",
+    batch: BatchOption = 1,
+    dynamic_batch: DynamicOption = False,
+    seed: SeedOption = 0,
+    as_json: JsonOption = False,
+) -> None:
+    """Write the model as ONNX."""
+    from stormrt.pipeline.artifacts import ModelSpec
+    from stormrt.pipeline.files import sha256_file
+    from stormrt.storm import parse_plan
+    from stormrt.storm.plan import stage_grids
+    from stormrt.storm.variants import get_variant
+
+    variant = get_variant(model)
+    height, width = parse_size(size)
+    stage_grids(variant, height, width)
+    plan = parse_plan(storm, variant, height, width)
+    if out.is_dir():
+        raise InputError("--out is a folder", where=str(out), expected="an .onnx file's name")
+    if checkpoint is not None and not checkpoint.is_file():
+        raise InputError("the checkpoint does not exist", where=str(checkpoint))
+    try:
+        from stormrt.pipeline.export import export
+        from stormrt.pipeline.lower import lower
+        from stormrt.pipeline.onnx_file import digest_of, load_onnx, plugin_uses
+        from stormrt.pipeline.precision import set_precision
+    except ModuleNotFoundError as error:
+        raise EnvironmentMissingError(
+            f"the package {error.name!r} is not installed",
+            fix='pip install "stormrt[workstation]"',
+        ) from error
+    spec = ModelSpec(
+        name=model,
+        num_classes=classes,
+        checkpoint=None if checkpoint is None else str(checkpoint),
+        checkpoint_sha256=None if checkpoint is None else sha256_file(checkpoint),
+        seed=seed,
+        height=height,
+        width=width,
+        batch=batch,
+        dynamic_batch=dynamic_batch,
+        plan=plan,
+    )
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".stormrt-", dir=out.parent) as folder:
+        work = Path(folder)
+        export(spec, work / "exported.onnx")
+        set_precision(work / "exported.onnx", precision.value, work / "quantized.onnx")
+        if lowering is LoweringChoice.marker:
+            final = work / "quantized.onnx"
+        else:
+            lower(work / "quantized.onnx", work / "native.onnx", work / "plugin.onnx")
+            final = work / f"{lowering.value}.onnx"
+        final.replace(out)
+    proto = load_onnx(out)
+    file, uses = digest_of(out), plugin_uses(proto)
+    if as_json:
+        show_json(
+            {
+                "file": str(out),
+                "sha256": file.sha256,
+                "size_bytes": file.size_bytes,
+                "nodes": len(proto.graph.node),
+                "plugins": [asdict(use) for use in uses],
+                "storm": plan.describe(),
+            }
+        )
+        return
+    show(f"{out}: {len(proto.graph.node)} nodes, {file.size_bytes / 2**20:.1f} MiB")
+    for use in uses:
+        show(f"  {use.count} x {use.name}, version {use.version}")

@@ -1,0 +1,69 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Options that several verbs have, written once."""
+
+from __future__ import annotations
+
+import re
+from enum import Enum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from stormrt.errors import InputError
+from stormrt.targets import RuntimeName
+
+ModelOption = Annotated[str, typer.Option("--model", help="Variant, such as vmamba_tiny_s1l8.")]
+CheckpointOption = Annotated[
+    Path | None,
+    typer.Option("--checkpoint", help="Weights (.pth or .safetensors). Default: random, seeded."),
+]
+ClassesOption = Annotated[int, typer.Option("--classes", help="Outputs of the classifier.")]
+SizeOption = Annotated[
+    str, typer.Option("--size", help="Image size in pixels: 224 or 480x640 (HxW).")
+]
+BatchOption = Annotated[int, typer.Option("--batch", help="Images a call.")]
+DynamicOption = Annotated[
+    bool, typer.Option("--dynamic-batch", help="Any batch from 1 to --batch, instead of just it.")
+]
+StormOption = Annotated[
+    str,
+    typer.Option(
+        "--storm",
+        help="Token reduction: keep=R[,host=NAME][,stage=S][,block=B], or a plan's JSON file.",
+    ),
+]
+PrecisionOption = Annotated[
+    str | None, typer.Option("--precision", help="fp32 or fp16. Default: the recipe's.")
+]
+SeedOption = Annotated[int, typer.Option("--seed", help="Of the random weights.")]
+
+
+class Runtime(str, Enum):
+    """Runtimes by their package names."""
+
+    tensorrt = "tensorrt"
+    tensorrt_rtx = "tensorrt_rtx"
+
+
+def runtime_name(runtime: Runtime | None) -> RuntimeName | None:
+    """The option's value as the pipeline wants it."""
+    return None if runtime is None else runtime.value
+
+
+def parse_size(text: str) -> tuple[int, int]:
+    """``224`` or ``480x640`` -> height and width in pixels.
+
+    Raises:
+        InputError: The text is neither.
+    """
+    match = re.fullmatch(r"(\d{1,5})(?:x(\d{1,5}))?", text.strip())
+    if match is None:
+        raise InputError(
+            "the image size was not understood",
+            where="--size",
+            got=text,
+            expected="a side such as 224, or height x width such as 480x640",
+        )
+    height = int(match[1])
+    return height, int(match[2] or height)

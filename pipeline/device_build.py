@@ -1,0 +1,112 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The device phase: a bundle becomes an engine, with NumPy and the runtime alone."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+from stormrt.errors import EnvironmentMissingError, InputError
+from stormrt.pipeline.artifacts import EngineArtifact, FileDigest
+from stormrt.pipeline.engine import build_engine
+from stormrt.pipeline.files import folder_lock, sha256_file, write_text
+from stormrt.pipeline.schema import ENGINE_NAME, MANIFEST_NAME, MODEL_NAME, Manifest
+from stormrt.targets import RuntimeName, Target, parse_target
+
+PLUGIN_LIBRARY_VARIABLE = "STORMRT_PLUGIN_LIB"
+"""Environment variable with the path of the plugin library."""
+
+
+def read_bundle(folder: Path) -> tuple[Manifest, Target]:
+    """Read a bundle's manifest and check every file in it against its digest.
+
+    Raises:
+        InputError: The folder is no bundle, or a file is missing or has changed.
+    """
+    manifest = Manifest.read(folder / MANIFEST_NAME)
+    for entry in manifest.files:
+        path = folder / entry.name
+        if not path.is_file():
+            raise InputError("a file of the bundle is missing", where=str(path))
+        found = sha256_file(path)
+        if found != entry.sha256:
+            raise InputError(
+                "a file of the bundle has changed since it was made",
+                where=str(path),
+                got=f"SHA-256 {found}",
+                expected=entry.sha256,
+                fix="copy the folder again, or build it again on the workstation",
+            )
+    return manifest, parse_target(manifest.recipe, origin=str(folder / MANIFEST_NAME))
+
+
+def plugin_libraries(manifest: Manifest) -> tuple[Path, ...]:
+    """The plugin library that the bundle's graph needs.
+
+    Raises:
+        EnvironmentMissingError: The graph needs plugins and no library was named.
+    """
+    if not manifest.plugins:
+        return ()
+    named = os.environ.get(PLUGIN_LIBRARY_VARIABLE)
+    if not named or not Path(named).is_file():
+        uses = ", ".join(f"{p.name} (version {p.version})" for p in manifest.plugins)
+        raise EnvironmentMissingError(
+            "the plugin library was not found",
+            where=f"environment variable {PLUGIN_LIBRARY_VARIABLE}",
+            got=named or "not set",
+            expected=f"the path of a library with {uses}",
+            fix=f"export {PLUGIN_LIBRARY_VARIABLE}=/path/to/libstormrt_plugins.so",
+        )
+    return (Path(named),)
+
+
+def build_bundle(
+    folder: Path,
+    *,
+    runtime: RuntimeName | None = None,
+    on_progress: Callable[[str, int, int], None] | None = None,
+) -> Manifest:
+    """Build the engine of a bundle on this machine.
+
+    Args:
+        folder: An output folder of ``stormrt build``.
+        runtime: The runtime to build with; the bundle's own unless given. It must take the
+            bundle's lowering.
+        on_progress: Called as the builder goes on.
+
+    Returns:
+        The manifest, now with the engine.
+
+    Raises:
+        InputError: The bundle is damaged, or the runtime takes another lowering.
+        EnvironmentMissingError: The runtime, the plugin library or the target's GPU is missing.
+    """
+    manifest, target = read_bundle(folder)
+    recipe = target.runtime(runtime or manifest.runtime)
+    if recipe.lowering != manifest.lowering:
+        raise InputError(
+            f"the bundle's graph is in its {manifest.lowering} lowering, and {recipe.name} takes "
+            f"the {recipe.lowering} lowering",
+            where=str(folder / MODEL_NAME),
+            fix=f"build the bundle again with --runtime {recipe.name}",
+        )
+    with folder_lock(folder / ".stormrt"):
+        result = build_engine(
+            folder / MODEL_NAME,
+            runtime=recipe.name,
+            target=target,
+            out=folder / ENGINE_NAME,
+            plugin_libraries=plugin_libraries(manifest),
+            progress=on_progress,
+            board_command=f"stormrt build {folder}",
+        )
+        file = FileDigest(ENGINE_NAME, result.sha256, result.size_bytes)
+        engine = EngineArtifact(file, result.runtime, result.runtime_version, result.sm)
+        kept = tuple(f for f in manifest.files if f.name != ENGINE_NAME)
+        updated = manifest.model_copy(
+            update={"engine": engine, "files": (*kept, file), "runtime": recipe.name}
+        )
+        write_text(folder / MANIFEST_NAME, updated.to_json())
+    return updated

@@ -1,0 +1,507 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Build an engine from a lowered ONNX graph: one builder for TensorRT and TensorRT-RTX.
+
+Precision is in the graph and nowhere else: the network is strongly typed and no builder flag asks
+for FP16 or INT8. One flag is cleared, TF32, because TensorRT sets it by default and would then
+round the inputs of FP32 convolutions to 10 bits on Ampere and later, which the graph did not ask
+for. What only some releases have is looked for by name; no version number is compared.
+
+The same ONNX, recipe and TensorRT-RTX give the same bytes. Full TensorRT times kernels and picks
+the fastest, so two of its builds may differ.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import signal
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING
+
+from packaging.specifiers import SpecifierSet
+from packaging.version import Version
+
+from stormrt.errors import EnvironmentMissingError, InputError
+from stormrt.pipeline import engine_api, files, probe
+from stormrt.pipeline.engine_api import (
+    PRODUCT_NAMES,
+    Builder,
+    BuilderConfig,
+    EngineApi,
+    LogRecord,
+    Network,
+    OnnxParser,
+    ParserError,
+    Tensor,
+    TimingCache,
+)
+
+if TYPE_CHECKING:
+    from stormrt.targets import RuntimeName, Target
+
+ProgressCallback = Callable[[str, int, int], None]
+"""Called with a phase's name, the steps of it that are done, and how many it has."""
+
+_MIB = 1 << 20
+_MESSAGES_SHOWN = 5
+
+# What a builder's error means to the person who reads it.
+_HINTS: tuple[tuple[str, str], ...] = (
+    (
+        r"Turing.*FP32 GEMM is not supported",
+        (
+            "TensorRT-RTX multiplies no FP32 matrices on Turing (T4): build with --precision "
+            "fp16, or build FP32 with --runtime tensorrt on the T4 itself"
+        ),
+    ),
+    (
+        r"(?i)out ?of ?memory",
+        "close other programs (on a Jetson add swap), or lower build.workspace_mib in the recipe",
+    ),
+    (
+        r"(?i)could not find any implementation|insufficient workspace",
+        "raise build.workspace_mib in the recipe",
+    ),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class TensorInfo:
+    """An input or output of an engine."""
+
+    name: str
+    """Its name in the ONNX graph."""
+    shape: tuple[int, ...]
+    """Its extents; all fixed."""
+    dtype: str
+    """TensorRT's name of the element type in lower case: ``float``, ``half``, ``int32`` ..."""
+
+
+@dataclass(frozen=True, slots=True)
+class EngineBuildResult:
+    """An engine that was built and written."""
+
+    plan: Path
+    """The file."""
+    sha256: str
+    """Its digest, hexadecimal."""
+    size_bytes: int
+    """Its size."""
+    runtime: RuntimeName
+    """The package that built it, the only one that can run it."""
+    runtime_version: str
+    """That package's version."""
+    sm: int
+    """Compute capability of the GPU that it runs on, times ten."""
+    build_seconds: float
+    """Wall-clock time of parsing and building, without writing."""
+    inputs: tuple[TensorInfo, ...]
+    outputs: tuple[TensorInfo, ...]
+    layers: tuple[str, ...]
+    """One line for each layer after fusion, as TensorRT logs it; empty where it logs none."""
+    warnings: tuple[str, ...]
+    """What the library warned of, and what the builder did otherwise than asked."""
+
+
+def build_engine(
+    onnx_path: Path,
+    *,
+    runtime: RuntimeName,
+    target: Target,
+    out: Path,
+    plugin_libraries: Sequence[Path] = (),
+    progress: ProgressCallback | None = None,
+    timing_cache: Path | None = None,
+    board_command: str | None = None,
+) -> EngineBuildResult:
+    """Build an engine and write it under its final name, whole or not at all.
+
+    Ctrl-C cancels the build at the next step of the builder: nothing is written then, and a plan
+    of an earlier build stays as it was.
+
+    Args:
+        onnx_path: The lowered graph, with fixed shapes.
+        runtime: The package to build with.
+        target: The recipe of the board that the engine is for.
+        out: Name of the plan.
+        plugin_libraries: Shared libraries with the graph's plugins (``tensorrt`` only).
+        progress: Called as the build goes on, perhaps from several threads, one call at a time.
+            An exception that it raises cancels the build and is raised again.
+        timing_cache: A file of kernel timings that shortens later builds on the same board
+            (``tensorrt`` only); read where it exists, then written.
+        board_command: The command that builds on the board, for the message to a user whose
+            machine is not the board. ``stormrt build <folder>`` unless given.
+
+    Returns:
+        What was built.
+
+    Raises:
+        InputError: The graph, the recipe or an argument does not fit: TensorRT cannot parse or
+            build the graph, the target has no such runtime or GPU, a file is missing.
+        EnvironmentMissingError: The package is missing or of an unsupported version, or, with
+            ``tensorrt``, this machine has not the target's GPU.
+        KeyboardInterrupt: The build was cancelled.
+    """
+    command = board_command or f"stormrt build {onnx_path.parent}"
+    _check_arguments(onnx_path, runtime, target, out, plugin_libraries, timing_cache)
+    if runtime == "tensorrt":
+        _require_gpu(target, command)
+    api = engine_api.load_api(runtime)
+    _require_version(api, runtime, target)
+    engine_api.load_plugin_libraries(api, plugin_libraries)
+
+    notes: list[str] = []
+    with engine_api.captured_log(api) as (logger, records):
+        started = time.perf_counter()
+        builder = api.Builder(logger)
+        network = builder.create_network(_network_flags(api))
+        # The parser frees its errors when it goes, and the network must outlive the parser: both
+        # keep their names until the end of the block.
+        parser = api.OnnxParser(network, logger)
+        with _Interruption() as interruption:
+            _parse(parser, onnx_path, runtime)
+            _check_network(network, onnx_path)
+            config = builder.create_builder_config()
+            _configure(api, config, runtime, target)
+            cache = _use_timing_cache(config, timing_cache, notes)
+            monitor = _attach_monitor(api, config, progress, interruption)
+            plan = _serialize(builder, network, config)
+        monitor.raise_failure()
+        if plan is None:
+            raise _build_error(onnx_path, runtime, target, records)
+        seconds = time.perf_counter() - started
+        with files.atomic_path(out) as temporary:
+            temporary.write_bytes(plan)
+        if cache is not None and timing_cache is not None:
+            with files.atomic_path(timing_cache) as temporary:
+                temporary.write_bytes(engine_api.as_bytes(cache.serialize()))
+        notes.extend(r.message for r in records if r.severity == "WARNING")
+        return EngineBuildResult(
+            plan=out,
+            sha256=hashlib.sha256(plan).hexdigest(),
+            size_bytes=len(plan),
+            runtime=runtime,
+            runtime_version=api.__version__,
+            sm=target.device.sm,
+            build_seconds=seconds,
+            inputs=tuple(_info(network.get_input(i)) for i in range(network.num_inputs)),
+            outputs=tuple(_info(network.get_output(i)) for i in range(network.num_outputs)),
+            layers=_layers(records),
+            warnings=tuple(dict.fromkeys(notes)),
+        )
+
+
+def _check_arguments(
+    onnx_path: Path,
+    runtime: RuntimeName,
+    target: Target,
+    out: Path,
+    plugin_libraries: Sequence[Path],
+    timing_cache: Path | None,
+) -> None:
+    if runtime == "tensorrt_rtx":
+        if target.device.sm == 87:
+            # Before the general check below, whose message would not say that no recipe can help.
+            raise InputError(
+                "TensorRT-RTX has no Orin: it builds nothing for SM 8.7",
+                where=f"target {target.id}",
+                fix="build on the board with --runtime tensorrt",
+            )
+        if plugin_libraries:
+            raise InputError(
+                "TensorRT-RTX runs no plugins",
+                got=", ".join(map(str, plugin_libraries)),
+                fix="give it the native lowering of the graph, without plugin libraries",
+            )
+        if timing_cache is not None:
+            raise InputError(
+                "TensorRT-RTX has no use for a timing cache: it times no kernels when it builds",
+                got=str(timing_cache),
+                fix="leave the timing cache out",
+            )
+    target.runtime(runtime)
+    if not onnx_path.is_file():
+        raise InputError("there is no such ONNX file", where=str(onnx_path))
+    if out.is_dir():
+        raise InputError(
+            "the plan's name is a folder", where=str(out), expected="the name of a file"
+        )
+    # Minutes of building should not end at a folder that cannot be made.
+    files.require_folder(out.parent)
+
+
+def _require_gpu(target: Target, command: str) -> None:
+    driver = probe.cuda_driver()
+    wanted = probe.format_sm(target.device.sm)
+    if driver.reason is None and driver.gpus[0].sm == target.device.sm:
+        return
+    gpu = driver.gpus[0] if driver.gpus else None
+    got = driver.reason or (f"{gpu.name}, {probe.format_sm(gpu.sm)}" if gpu else "no GPU")
+    raise EnvironmentMissingError(
+        f"TensorRT builds for the GPU that it runs on, and this machine has no {wanted}",
+        where=f"target {target.id}",
+        got=got,
+        expected=f"{target.device.gpu}, {wanted}",
+        fix=f"copy the folder to the board and run there: {command}",
+    )
+
+
+def _require_version(api: EngineApi, runtime: RuntimeName, target: Target) -> None:
+    supported = SpecifierSet(target.runtime(runtime).version)
+    # prereleases: JetPack's packages are sometimes release candidates of the version they name.
+    if not supported.contains(Version(api.__version__), prereleases=True):
+        raise EnvironmentMissingError(
+            f"this version of {PRODUCT_NAMES[runtime]} is not supported on {target.id}",
+            got=api.__version__,
+            expected=str(supported),
+            fix=f"install a supported version, or change runtime.version in a copy of "
+            f"{target.id}.toml",
+        )
+
+
+def _network_flags(api: EngineApi) -> int:
+    # Its number changed from 1 to 0 in TensorRT 11, where every network is strongly typed.
+    flag = api.NetworkDefinitionCreationFlag.__members__.get("STRONGLY_TYPED")
+    return 0 if flag is None else 1 << int(flag)
+
+
+def _parse(parser: OnnxParser, onnx_path: Path, runtime: RuntimeName) -> None:
+    done = parser.parse_from_file(str(onnx_path))
+    errors = [parser.get_error(index) for index in range(parser.num_errors)]
+    if done and not errors:
+        return
+    reasons = [_parser_message(error) for error in errors] or ["no reason given"]
+    fix = None
+    if any("plugin not found" in reason.lower() for reason in reasons):
+        fix = (
+            "TensorRT-RTX runs standard ops only: give it the native lowering of the graph"
+            if runtime == "tensorrt_rtx"
+            else "build the plugin library on this machine and pass it to the build"
+        )
+    raise InputError(
+        f"{PRODUCT_NAMES[runtime]} cannot parse the graph",
+        where=str(onnx_path),
+        got=reasons[0] if len(reasons) == 1 else "".join(f"\n    {r}" for r in reasons),
+        fix=fix,
+    )
+
+
+def _parser_message(error: ParserError) -> str:
+    # The parser's texts are C++ assertions: 'creator && "Plugin not found, ..."'. The part in
+    # quotes is the sentence; without one the assertion itself says what did not hold.
+    text = error.desc().strip()
+    quoted = re.search(r'&& "(.+)"', text)
+    reason = quoted[1] if quoted else text
+    index = error.node()
+    if index < 0:
+        return reason
+    # TensorRT 10.0 and 10.1 know a node only by its index.
+    name = error.node_name() if hasattr(error, "node_name") else ""
+    operator = error.node_operator() if hasattr(error, "node_operator") else ""
+    where = f"node {name!r}" if name else f"node number {index}"
+    return f"{where} ({operator}): {reason}" if operator else f"{where}: {reason}"
+
+
+def _check_network(network: Network, onnx_path: Path) -> None:
+    if network.num_outputs == 0:
+        raise InputError("the graph has no outputs", where=str(onnx_path))
+    for index in range(network.num_inputs):
+        tensor = network.get_input(index)
+        if any(extent < 0 for extent in tensor.shape):
+            raise InputError(
+                "the graph has an input whose shape is not fixed",
+                where=f"{onnx_path}: input {tensor.name!r}",
+                got=str(tuple(tensor.shape)),
+                fix="export the model with a fixed batch and image size",
+            )
+
+
+def _configure(api: EngineApi, config: BuilderConfig, runtime: RuntimeName, target: Target) -> None:
+    config.set_memory_pool_limit(
+        api.MemoryPoolType.__members__["WORKSPACE"],
+        target.build.workspace_mib * _MIB,
+    )
+    if hasattr(config, "builder_optimization_level"):
+        config.builder_optimization_level = target.build.builder_optimization_level
+    tf32 = api.BuilderFlag.__members__.get("TF32")
+    if tf32 is not None:
+        config.clear_flag(tf32)
+    if runtime == "tensorrt_rtx":
+        _set_compute_capability(api, config, target)
+
+
+def _set_compute_capability(api: EngineApi, config: BuilderConfig, target: Target) -> None:
+    capabilities = api.ComputeCapability.__members__
+    capability = capabilities.get(f"SM{target.device.sm}")
+    if capability is not None:
+        config.num_compute_capabilities = 1
+        if config.set_compute_capability(capability, 0):
+            return
+    raise InputError(
+        f"TensorRT-RTX {api.__version__} builds nothing for {probe.format_sm(target.device.sm)}",
+        where=f"target {target.id}: device.sm",
+        got=str(target.device.sm),
+        expected=", ".join(name[2:] for name in capabilities if name.startswith("SM")),
+    )
+
+
+def _use_timing_cache(
+    config: BuilderConfig, path: Path | None, notes: list[str]
+) -> TimingCache | None:
+    if path is None:
+        return None
+    try:
+        stored = path.read_bytes()
+    except FileNotFoundError:
+        stored = b""
+    except OSError as error:
+        raise InputError(
+            "the timing cache cannot be read",
+            where=str(path),
+            got=error.strerror or str(error),
+        ) from error
+    cache = config.create_timing_cache(stored)
+    if cache is not None and config.set_timing_cache(cache, False):
+        return cache
+    # A cache belongs to one TensorRT and one GPU. An upgrade should cost time, not the build.
+    notes.append(f"the timing cache {path} is of another TensorRT or GPU and was made anew")
+    cache = config.create_timing_cache(b"")
+    if cache is None or not config.set_timing_cache(cache, False):
+        notes.append("TensorRT accepts no timing cache here; the build was done without one")
+        return None
+    return cache
+
+
+def _serialize(builder: Builder, network: Network, config: BuilderConfig) -> bytes | None:
+    memory = builder.build_serialized_network(network, config)
+    # A copy: the library's buffer goes with `memory`, and plans are small beside the build's peak.
+    return bytes(engine_api.as_bytes(memory)) if memory is not None and memory.nbytes else None
+
+
+def _build_error(
+    onnx_path: Path, runtime: RuntimeName, target: Target, records: list[LogRecord]
+) -> InputError:
+    errors = [record.message for record in records if record.is_error]
+    messages = errors or [record.message for record in records]
+    shown = messages[-_MESSAGES_SHOWN:] or ["the library logged nothing"]
+    hints = [hint for pattern, hint in _HINTS if any(re.search(pattern, m) for m in messages)]
+    return InputError(
+        f"{PRODUCT_NAMES[runtime]} cannot build the graph for {target.id}",
+        where=str(onnx_path),
+        got=shown[0] if len(shown) == 1 else "".join(f"\n    {message}" for message in shown),
+        fix="; ".join(hints) or None,
+    )
+
+
+def _info(tensor: Tensor) -> TensorInfo:
+    return TensorInfo(tensor.name, tuple(tensor.shape), tensor.dtype.name.lower())
+
+
+def _layers(records: list[LogRecord]) -> tuple[str, ...]:
+    # The engine inspector would need the engine loaded, which takes a GPU. The log does not.
+    for record in records:
+        if record.message.startswith(engine_api.LAYER_INFORMATION):
+            return tuple(line.strip() for line in record.message.splitlines()[1:] if line.strip())
+    return ()
+
+
+class _Interruption:
+    """Turns Ctrl-C into a request that the build ends at its next step.
+
+    Python would raise KeyboardInterrupt inside whichever callback of the library runs next, most
+    often the logger's, and the library prints and swallows exceptions that leave a callback. So a
+    handler notes the signal, and KeyboardInterrupt is raised when the library has returned. A
+    second Ctrl-C ends the process at once, for a library that does not return.
+    """
+
+    def __init__(self) -> None:
+        self.requested = False
+        self._installed = False
+
+    def __enter__(self) -> _Interruption:
+        # Signals can be handled only in the main thread, and an application's own handler stays.
+        if (
+            threading.current_thread() is threading.main_thread()
+            and signal.getsignal(signal.SIGINT) is signal.default_int_handler
+        ):
+            signal.signal(signal.SIGINT, self._handle)
+            self._installed = True
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._installed:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+        if self.requested:
+            raise KeyboardInterrupt
+
+    def _handle(self, _number: int, _frame: FrameType | None) -> None:
+        self.requested = True
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
+class _Progress:
+    """What the progress monitor does, without the library's base class."""
+
+    def __init__(self, callback: ProgressCallback | None, interruption: _Interruption) -> None:
+        self._callback = callback
+        self._interruption = interruption
+        self._totals: dict[str, int] = {}
+        self._lock = threading.Lock()  # the library may call from several threads
+        self._failure: BaseException | None = None
+
+    def start(self, phase: str, total: int) -> None:
+        self._totals[phase] = total
+        self._report(phase, 0)
+
+    def step(self, phase: str, step: int) -> bool:
+        """Report a step; return whether the build shall go on."""
+        self._report(phase, step + 1)
+        return self._failure is None and not self._interruption.requested
+
+    def finish(self, phase: str) -> None:
+        # A phase may end before its last step, when there was less to do than was announced.
+        if not self._interruption.requested:
+            self._report(phase, self._totals.get(phase, 0))
+
+    def _report(self, phase: str, done: int) -> None:
+        with self._lock:
+            if self._callback is None or self._failure is not None:
+                return
+            try:
+                self._callback(phase, done, self._totals.get(phase, done))
+            except BaseException as error:  # noqa: BLE001 - raised again after the build
+                self._failure = error
+
+    def raise_failure(self) -> None:
+        """Raise again what the callback raised."""
+        if self._failure is not None:
+            raise self._failure
+
+
+def _attach_monitor(
+    api: EngineApi,
+    config: BuilderConfig,
+    callback: ProgressCallback | None,
+    interruption: _Interruption,
+) -> _Progress:
+    progress = _Progress(callback, interruption)
+    if hasattr(config, "progress_monitor") and hasattr(api, "IProgressMonitor"):
+        base = api.IProgressMonitor
+
+        class Monitor(base):  # type: ignore[misc, valid-type]  # base known once loaded
+            def phase_start(self, phase_name: str, _parent: str | None, num_steps: int) -> None:
+                progress.start(phase_name, num_steps)
+
+            def step_complete(self, phase_name: str, step: int) -> bool:
+                return progress.step(phase_name, step)
+
+            def phase_finish(self, phase_name: str) -> None:
+                progress.finish(phase_name)
+
+        config.progress_monitor = Monitor()
+    return progress

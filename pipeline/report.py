@@ -1,0 +1,125 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``ValidationReport`` -> Markdown and console tables. Renders, never computes."""
+
+from __future__ import annotations
+
+from rich.console import Group
+from rich.table import Table
+from rich.text import Text
+
+from stormrt.pipeline.schema import ValidationReport, ValidationRow
+
+_HEADINGS = (
+    "runtime",
+    "graph",
+    "verdict",
+    "relative L2",
+    "worst image",
+    "max abs",
+    "cosine",
+    "same argmax",
+    "same lines",
+    "end to end",
+)
+
+_LEGEND = (
+    ("relative L2", "norm of the difference from FP32 PyTorch over the norm of its logits"),
+    ("worst image", "the largest relative L2 of a single image"),
+    ("max abs", "largest difference of a single logit"),
+    ("cosine", "of the angle between the logits, over all images"),
+    ("same argmax", "share of the images with the same largest logit"),
+    (
+        "same lines",
+        (
+            "share of the lines that STORM keeps here and in PyTorch. Where two lines score "
+            "nearly equal, a lower precision may keep the other one; the columns to the left "
+            "compare with PyTorch following the choice made here"
+        ),
+    ),
+    ("end to end", "relative L2 with each side keeping its own choice of lines"),
+)
+
+
+def _cells(row: ValidationRow) -> tuple[str, ...]:
+    m, whole = row.metrics, row.end_to_end
+    verdict = row.status.upper() if row.status == "failed" else row.status
+    if m is None or whole is None:
+        return (row.runtime, row.graph, f"{verdict}: {row.reason}", *["-"] * 7)
+    return (
+        row.runtime,
+        row.graph,
+        verdict,
+        f"{m.rel_l2:.2e}",
+        f"{m.rel_l2_worst:.2e}",
+        f"{m.max_abs:.2e}",
+        f"{m.cosine:.7f}",
+        f"{m.argmax_agreement:.1%}",
+        "-" if row.selection_agreement is None else f"{row.selection_agreement:.1%}",
+        f"{whole.rel_l2:.2e}",
+    )
+
+
+def _facts(report: ValidationReport) -> list[tuple[str, str]]:
+    spec, t = report.model, report.tolerances
+    facts = [
+        (
+            "model",
+            f"{spec.name}, {spec.height}x{spec.width}, batch {spec.batch}"
+            + (" (dynamic)" if spec.dynamic_batch else ""),
+        ),
+        ("weights", report.weights),
+        ("STORM", report.storm),
+        ("target", f"{report.target}, {report.precision}"),
+        ("photographs", f"{len(report.sources)}: {', '.join(report.sources)}"),
+        (
+            "tolerance",
+            (
+                f"relative L2 <= {t.rel_l2:g}, cosine >= {t.cosine:g}, same argmax >= "
+                f"{t.argmax_agreement:.0%}, same lines >= {t.selection_agreement:.0%}"
+            ),
+        ),
+    ]
+    if report.first_diverging_layer:
+        facts.append(("first diverging layer", report.first_diverging_layer))
+    facts.append(("tools", ", ".join(f"{t.name} {t.version}" for t in report.tools)))
+    return facts
+
+
+def to_markdown(report: ValidationReport) -> str:
+    """The text of ``report.md``: verdict, table, what the columns mean, provenance."""
+
+    def line(cells: tuple[str, ...]) -> str:
+        return "| " + " | ".join(c.replace("|", "\\|") for c in cells) + " |"
+
+    failures = [f"- **{r.runtime}**: {r.reason}" for r in report.rows if r.status == "failed"]
+    return "\n".join(
+        [
+            f"**{report.summary}**",
+            "",
+            line(_HEADINGS),
+            line(("---",) * len(_HEADINGS)),
+            *(line(_cells(row)) for row in report.rows),
+            "",
+            *([*failures, ""] if failures else []),
+            *(f"- *{name}*: {meaning}." for name, meaning in _LEGEND),
+            "",
+            *(f"- {name}: {value}" for name, value in _facts(report)),
+            "",
+        ]
+    )
+
+
+def to_console(report: ValidationReport) -> Group:
+    """The same for a terminal, the verdict on the first line."""
+    table = Table(*_HEADINGS, show_lines=False)
+    for row in report.rows:
+        table.add_row(*_cells(row))
+    failures = [f"{r.runtime}: {r.reason}" for r in report.rows if r.status == "failed"]
+    facts = Text("\n".join(f"{name}: {value}" for name, value in _facts(report)), style="dim")
+    style = "bold green" if report.passed else "bold red"
+    return Group(
+        Text(report.summary, style=style),
+        table,
+        *(Text(f, style="red") for f in failures),
+        facts,
+    )

@@ -1,0 +1,70 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Validates an output folder again, from its manifest."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from pathlib import Path
+
+from stormrt.errors import InputError
+from stormrt.pipeline.build import WORK_FOLDER, BuildPlan
+from stormrt.pipeline.device_build import read_bundle
+from stormrt.pipeline.files import sha256_file
+from stormrt.pipeline.photographs import find_photographs
+from stormrt.pipeline.runtimes import choose_runtime
+from stormrt.pipeline.schema import ENGINE_NAME, GOLDEN_NAME, MODEL_NAME, ValidationReport
+
+
+def revalidate(folder: Path, photographs: Path | None = None) -> ValidationReport:
+    """Check a folder's files against their digests, then its graph and engine against PyTorch.
+
+    Args:
+        folder: An output folder of ``stormrt build``.
+        photographs: A file or folder of other photographs than the golden ones.
+
+    Raises:
+        InputError: The folder is damaged, its checkpoint is gone or has changed, or its native
+            graph is not there.
+    """
+    manifest, target = read_bundle(folder)
+    spec = manifest.model
+    if spec.checkpoint is not None:
+        path = Path(spec.checkpoint)
+        if not path.is_file() or sha256_file(path) != spec.checkpoint_sha256:
+            raise InputError(
+                "the checkpoint that the folder was built from is gone or has changed",
+                where=str(path),
+                expected=f"SHA-256 {spec.checkpoint_sha256}",
+            )
+    if manifest.lowering == "native":
+        native = folder / MODEL_NAME
+    else:
+        native = folder / WORK_FOLDER / "native.onnx"
+        if not native.is_file():
+            raise InputError(
+                "the native graph, which onnxruntime runs, is not in the folder",
+                where=str(native),
+                fix="validate where the bundle was made, or build it again",
+            )
+    from stormrt.pipeline.golden import make_golden
+    from stormrt.pipeline.validate import validate_build
+
+    plan = BuildPlan(
+        spec=spec,
+        target=target,
+        precision=manifest.precision,
+        runtime=choose_runtime(target, target.runtime(manifest.runtime).name),
+        photographs=(),
+        out=folder,
+    )
+    with tempfile.TemporaryDirectory(prefix="stormrt-") as temporary:
+        work = Path(temporary)
+        shutil.copyfile(native, work / "native.onnx")
+        if manifest.engine is not None:
+            shutil.copyfile(folder / ENGINE_NAME, work / ENGINE_NAME)
+        if photographs is None:
+            shutil.copyfile(folder / GOLDEN_NAME, work / GOLDEN_NAME)
+        else:
+            make_golden(spec, find_photographs(photographs), work / GOLDEN_NAME)
+        return validate_build(plan, work, manifest.engine)

@@ -1,0 +1,154 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The validation stage: every runtime that can run here, against FP32 PyTorch."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from stormrt.pipeline.artifacts import EngineArtifact
+from stormrt.pipeline.build import BuildPlan, tools
+from stormrt.pipeline.comparison import (
+    ONNXRUNTIME,
+    Comparison,
+    first_diverging_layer,
+    run_onnxruntime,
+)
+from stormrt.pipeline.golden import read_golden
+from stormrt.pipeline.probe import engine_run_blocker
+from stormrt.pipeline.schema import GOLDEN_NAME, Tolerances, ValidationReport, ValidationRow
+
+
+def validate_build(plan: BuildPlan, work: Path, engine: EngineArtifact | None) -> ValidationReport:
+    """Validate the native graph in onnxruntime, and the engine where it can run in this process.
+
+    Args:
+        plan: The build.
+        work: Folder with ``native.onnx``, ``golden.npz`` and perhaps ``engine.plan``.
+        engine: The engine, where one was built.
+
+    Raises:
+        InputError: A damaged file, or a graph that onnxruntime refuses.
+    """
+    images, logits, sources = read_golden(work / GOLDEN_NAME)
+    recipe = plan.target.tolerance_for(plan.precision, plan.runtime.recipe.name)
+    tolerances = Tolerances(
+        rel_l2=recipe.rel_l2,
+        cosine=recipe.cosine,
+        argmax_agreement=recipe.argmax_agreement,
+        selection_agreement=recipe.selection_agreement,
+    )
+    graph = f"native ONNX, {plan.precision}"
+    comparison = run_onnxruntime(work / "native.onnx", plan.spec, images, logits)
+    rows: tuple[ValidationRow, ...] = (
+        judge(ONNXRUNTIME, graph, comparison, tolerances),
+        _engine_row(plan, work, engine, images, logits, tolerances),
+    )
+    failed = [row for row in rows if row.status == "failed"]
+    passed = not failed and any(row.status == "passed" for row in rows)
+    layer = None
+    if failed:
+        layer = first_diverging_layer(plan.spec, work / "native.onnx", images, tolerances.rel_l2)
+    return ValidationReport(
+        passed=passed,
+        summary=_summary(plan, rows, passed, layer),
+        model=plan.spec,
+        storm=plan.spec.plan.describe(),
+        weights=_weights(plan),
+        target=plan.target.id,
+        precision=plan.precision,
+        tolerances=tolerances,
+        rows=rows,
+        first_diverging_layer=layer,
+        sources=sources,
+        tools=tools(),
+    )
+
+
+def _weights(plan: BuildPlan) -> str:
+    spec = plan.spec
+    if spec.checkpoint is None:
+        return (
+            f"random, seed {spec.seed}: the comparison with PyTorch holds, the classes mean nothing"
+        )
+    return f"{Path(spec.checkpoint).name}, SHA-256 {spec.checkpoint_sha256}"
+
+
+def _summary(
+    plan: BuildPlan, rows: tuple[ValidationRow, ...], passed: bool, layer: str | None
+) -> str:
+    what = f"{plan.spec.name} {plan.precision} for {plan.target.id}"
+    parts = [f"{row.runtime} {row.status}" for row in rows]
+    text = f"{'PASSED' if passed else 'FAILED'}: {what}; {', '.join(parts)}"
+    if layer:
+        text += f"; the graphs part at {layer}"
+    return text
+
+
+def _engine_row(
+    plan: BuildPlan,
+    work: Path,
+    engine: EngineArtifact | None,
+    images: NDArray[np.float32],
+    logits: NDArray[np.float32],
+    tolerances: Tolerances,
+) -> ValidationRow:
+    """Run the engine where this process can; say why it did not run where it cannot."""
+    runtime = plan.runtime.recipe.name
+    if engine is None:
+        return _not_run(runtime, "no engine", f"not built here: {plan.runtime.blocker}")
+    graph = f"{engine.file.name}, SM {engine.sm // 10}.{engine.sm % 10}"
+    blocker = engine_run_blocker(runtime, engine.sm)
+    if blocker is not None:
+        return _not_run(runtime, graph, blocker)
+    from stormrt.pipeline.engine_runner import run_engine
+
+    metrics = run_engine(work / engine.file.name, runtime, images, logits, plan.spec.batch)
+    # An engine does not tell which lines it kept.
+    comparison = Comparison(metrics, metrics, None)
+    return judge(runtime, graph, comparison, tolerances)
+
+
+def _not_run(runtime: str, graph: str, reason: str) -> ValidationRow:
+    return ValidationRow(
+        runtime=runtime,
+        graph=graph,
+        status="not run",
+        reason=reason,
+        metrics=None,
+        end_to_end=None,
+        selection_agreement=None,
+    )
+
+
+def judge(
+    runtime: str, graph: str, comparison: Comparison, tolerances: Tolerances
+) -> ValidationRow:
+    """Compare a comparison with what the recipe allows."""
+    metrics, agreement = comparison.metrics, comparison.selection_agreement
+    reasons = []
+    if not metrics.rel_l2 <= tolerances.rel_l2:
+        reasons.append(f"relative L2 {metrics.rel_l2:.3g} is over {tolerances.rel_l2:g}")
+    if not metrics.cosine >= tolerances.cosine:
+        reasons.append(f"cosine {metrics.cosine:.6g} is under {tolerances.cosine:g}")
+    if not metrics.argmax_agreement >= tolerances.argmax_agreement:
+        reasons.append(
+            f"the largest output agrees on {metrics.argmax_agreement:.1%} of the images, "
+            f"less than {tolerances.argmax_agreement:.1%}"
+        )
+    if agreement is not None and not agreement >= tolerances.selection_agreement:
+        reasons.append(
+            f"{agreement:.1%} of the kept lines are PyTorch's, less than "
+            f"{tolerances.selection_agreement:.1%}"
+        )
+    return ValidationRow(
+        runtime=runtime,
+        graph=graph,
+        status="failed" if reasons else "passed",
+        reason="; ".join(reasons),
+        metrics=metrics,
+        end_to_end=comparison.end_to_end,
+        selection_agreement=agreement,
+    )

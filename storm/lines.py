@@ -1,0 +1,86 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Line units: which whole rows and columns stay, under the local constraint, at static shapes.
+
+Our reading of STORM's "spatial units under localized constraints" (docs/storm.md): the lines of a
+grid are cut into contiguous strata, and every stratum gives up (or keeps) exactly one line. No
+kept line moves further than its stratum, and the count of lines is the same for every image, so
+that the graph's shapes are static. No sort is needed: which stratum an output line comes from is
+known beforehand, and only its offset within the stratum depends on the image.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def strata_bounds(lines: int, strata: int) -> list[int]:
+    """Cut ``lines`` lines into ``strata`` contiguous strata whose sizes differ by one at most.
+
+    Returns:
+        strata + 1 bounds, from 0 to ``lines``.
+    """
+    return [(i * lines + strata // 2) // strata for i in range(strata)] + [lines]
+
+
+class LineSelector:
+    """Chooses ``keep`` of ``lines`` lines from their scores, one stratum at a time.
+
+    With at most half the lines leaving there is a stratum for each line that leaves, otherwise
+    one for each line that stays.
+
+    Args:
+        lines: H (or W).
+        keep: H' (or W'), 1 <= keep <= lines.
+    """
+
+    def __init__(self, lines: int, keep: int) -> None:
+        self.lines, self.keep = lines, keep
+        leave = lines - keep
+        self.drops = leave <= keep
+        strata = leave if self.drops else keep
+        bounds = strata_bounds(lines, strata) if strata else [0, lines]
+        starts, ends = bounds[:-1], bounds[1:]
+        width = max(e - s for s, e in zip(starts, ends, strict=True))
+        # Short strata are padded by repeating their last line: argmin and argmax take the first
+        # of equals, so that a repeated line never wins over itself.
+        self._members = torch.tensor(
+            [[min(s + i, e - 1) for i in range(width)] for s, e in zip(starts, ends, strict=True)]
+        )
+        self._starts = torch.tensor(starts)
+        # Where each output line comes from if its stratum's first line leaves, and its stratum.
+        stratum_of, base = [], []
+        for j, (s, e) in enumerate(zip(starts, ends, strict=True)):
+            stratum_of += [j] * (e - s - 1)
+            base += list(range(s, e - 1))
+        self._stratum_of, self._base = torch.tensor(stratum_of), torch.tensor(base)
+
+    def __call__(self, scores: Tensor) -> Tensor:
+        """Choose lines.
+
+        Args:
+            scores: [B, lines], FP32.
+
+        Returns:
+            Kept lines [B, keep], INT32, strictly increasing.
+        """
+        device = scores.device
+        if self.keep == self.lines:
+            every = torch.arange(self.lines, dtype=torch.int32, device=device)
+            return every.expand(scores.shape[0], -1)
+        members = self._members.to(device)
+        by_stratum = scores.index_select(1, members.flatten()).reshape(-1, *members.shape)
+        starts = self._starts.to(device)
+        if not self.drops:
+            staying: Tensor = by_stratum.argmax(-1) + starts
+            return staying.to(torch.int32)
+        leaving: Tensor = by_stratum.argmin(-1) + starts  # [B, strata]
+        base = self._base.to(device)
+        past = base >= leaving.index_select(1, self._stratum_of.to(device))
+        kept: Tensor = base + past
+        return kept.to(torch.int32)
+
+
+def line_scores(scores: Tensor) -> tuple[Tensor, Tensor]:
+    """Token scores [B, H, W] -> mean score of each row [B, H] and of each column [B, W]."""
+    return scores.mean(2), scores.mean(1)
