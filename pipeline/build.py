@@ -352,6 +352,7 @@ def _run(
             out=work / ENGINE_NAME,
             progress=on_progress,
             board_command=_board_command(plan.out),
+            max_batch=spec.batch if spec.dynamic_batch else None,
         )
         return EngineArtifact(
             FileDigest(ENGINE_NAME, result.sha256, result.size_bytes),

@@ -101,6 +101,7 @@ def build_bundle(
             plugin_libraries=plugin_libraries(manifest),
             progress=on_progress,
             board_command=f"stormrt build {folder}",
+            max_batch=manifest.model.batch if manifest.model.dynamic_batch else None,
         )
         file = FileDigest(ENGINE_NAME, result.sha256, result.size_bytes)
         engine = EngineArtifact(file, result.runtime, result.runtime_version, result.sm)

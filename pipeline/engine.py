@@ -77,7 +77,7 @@ class TensorInfo:
     name: str
     """Its name in the ONNX graph."""
     shape: tuple[int, ...]
-    """Its extents; all fixed."""
+    """Its extents; -1 for a batch that is not fixed."""
     dtype: str
     """TensorRT's name of the element type in lower case: ``float``, ``half``, ``int32`` ..."""
 
@@ -118,6 +118,7 @@ def build_engine(
     progress: ProgressCallback | None = None,
     timing_cache: Path | None = None,
     board_command: str | None = None,
+    max_batch: int | None = None,
 ) -> EngineBuildResult:
     """Build an engine and write it under its final name, whole or not at all.
 
@@ -125,7 +126,7 @@ def build_engine(
     of an earlier build stays as it was.
 
     Args:
-        onnx_path: The lowered graph, with fixed shapes.
+        onnx_path: The lowered graph; all shapes fixed, but perhaps the batch.
         runtime: The package to build with.
         target: The recipe of the board that the engine is for.
         out: Name of the plan.
@@ -136,6 +137,8 @@ def build_engine(
             (``tensorrt`` only); read where it exists, then written.
         board_command: The command that builds on the board, for the message to a user whose
             machine is not the board. ``stormrt build <folder>`` unless given.
+        max_batch: For a graph whose batch is not fixed: the engine takes 1 to this many images
+            and is tuned for this many.
 
     Returns:
         What was built.
@@ -165,9 +168,10 @@ def build_engine(
         parser = api.OnnxParser(network, logger)
         with _Interruption() as interruption:
             _parse(parser, onnx_path, runtime)
-            _check_network(network, onnx_path)
+            _check_network(network, onnx_path, max_batch)
             config = builder.create_builder_config()
             _configure(api, config, runtime, target)
+            _add_batch_profile(builder, network, config, max_batch)
             cache = _use_timing_cache(config, timing_cache, notes)
             monitor = _attach_monitor(api, config, progress, interruption)
             plan = _serialize(builder, network, config)
@@ -307,18 +311,35 @@ def _parser_message(error: ParserError) -> str:
     return f"{where} ({operator}): {reason}" if operator else f"{where}: {reason}"
 
 
-def _check_network(network: Network, onnx_path: Path) -> None:
+def _check_network(network: Network, onnx_path: Path, max_batch: int | None) -> None:
     if network.num_outputs == 0:
         raise InputError("the graph has no outputs", where=str(onnx_path))
     for index in range(network.num_inputs):
         tensor = network.get_input(index)
-        if any(extent < 0 for extent in tensor.shape):
+        open_axes = [axis for axis, extent in enumerate(tensor.shape) if extent < 0]
+        if open_axes and (max_batch is None or open_axes != [0]):
             raise InputError(
                 "the graph has an input whose shape is not fixed",
                 where=f"{onnx_path}: input {tensor.name!r}",
                 got=str(tuple(tensor.shape)),
                 fix="export the model with a fixed batch and image size",
             )
+
+
+def _add_batch_profile(
+    builder: Builder, network: Network, config: BuilderConfig, max_batch: int | None
+) -> None:
+    """Give every input without a fixed batch the range 1 to ``max_batch``."""
+    inputs = [network.get_input(i) for i in range(network.num_inputs)]
+    if max_batch is None or all(extent >= 0 for t in inputs for extent in t.shape):
+        return
+    profile = builder.create_optimization_profile()
+    for tensor in inputs:
+        rest = tuple(tensor.shape)[1:]
+        most = (max_batch, *rest)
+        profile.set_shape(tensor.name, (1, *rest), most, most)
+    if config.add_optimization_profile(profile) < 0:
+        raise InputError("the range of batches was refused", got=f"1 to {max_batch}")
 
 
 def _configure(api: EngineApi, config: BuilderConfig, runtime: RuntimeName, target: Target) -> None:

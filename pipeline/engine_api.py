@@ -129,6 +129,15 @@ class TimingCache(Protocol):
         """Return the cache as bytes."""
 
 
+class OptimizationProfile(Protocol):
+    """Ranges of the inputs' shapes (``IOptimizationProfile``)."""
+
+    def set_shape(
+        self, input: str, min: Sequence[int], opt: Sequence[int], max: Sequence[int]
+    ) -> None:
+        """Set one input's least, most usual and largest shape."""
+
+
 class BuilderConfig(Protocol):
     """Options of one build (``IBuilderConfig``)."""
 
@@ -146,6 +155,9 @@ class BuilderConfig(Protocol):
     def set_compute_capability(self, compute_capability: NamedValue, index: int) -> bool:
         """Name a GPU to build for (TensorRT-RTX only)."""
 
+    def add_optimization_profile(self, profile: OptimizationProfile) -> int:
+        """Use a profile; -1 where it is not valid."""
+
     def create_timing_cache(self, serialized: bytes) -> TimingCache | None:
         """Return a cache with what the bytes hold, or an empty one for no bytes."""
 
@@ -161,6 +173,9 @@ class Builder(Protocol):
 
     def create_builder_config(self) -> BuilderConfig:
         """Return default options."""
+
+    def create_optimization_profile(self) -> OptimizationProfile:
+        """Return an empty profile."""
 
     def build_serialized_network(
         self, network: Network, config: BuilderConfig

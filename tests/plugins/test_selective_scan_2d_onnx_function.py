@@ -278,7 +278,7 @@ def test_uses_only_operators_that_every_runtime_has(shape: tuple[int, int, int, 
 
 @pytest.mark.parametrize(
     ("shape", "limit"),
-    [((96, 56, 56, 1), 160), ((192, 28, 28, 1), 140), ((384, 14, 14, 1), 120)],
+    [((96, 56, 56, 1), 165), ((192, 28, 28, 1), 155), ((384, 14, 14, 1), 130)],
     ids=str,
 )
 def test_stays_within_its_node_budget(shape: tuple[int, int, int, int], limit: int) -> None:
