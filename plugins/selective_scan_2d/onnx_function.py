@@ -35,7 +35,7 @@ OPSET = 18
 """Of the default domain, in the function and in the graphs that hold it."""
 
 BLOCK_LENGTHS = (7, 8, 6, 5, 4, 3)
-"""Q, best first. Longer blocks cost nodes, 6 a position; shorter ones leave more to the doubling."""
+"""Q, best first. Longer blocks cost nodes, 6 a position; shorter ones leave more to doubling."""
 _DOUBLING_LENGTH = 64
 """Up to here doubling takes at most 6 steps and fewer nodes than more blocks would."""
 _SOFTPLUS_LINEAR_FROM = 20.0
