@@ -13,7 +13,7 @@ demo: $(READY)
 
 # Lint, types and tests.
 test: lint
-	$(BIN)/python -m pytest
+	OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest
 
 lint: $(READY)
 	$(BIN)/ruff check .

@@ -72,6 +72,8 @@ def open_session(model: bytes, where: str) -> onnxruntime.InferenceSession:
     """
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
+    # Idle threads that spin would take the cores from PyTorch, which runs in turns with this.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     try:
         return onnxruntime.InferenceSession(
             model, sess_options=options, providers=["CPUExecutionProvider"]

@@ -45,6 +45,12 @@ def to_fp16(model: onnx.ModelProto) -> int:
     ]
     # The functions are of FP32 nodes; the schedule attaches those of FP16 again.
     del model.functions[:]
+    # The converter takes a weight with a recorded type for a value that some node computes, and
+    # casts it where it is read.
+    weights = {i.name for i in model.graph.initializer}
+    computed = [v for v in model.graph.value_info if v.name not in weights]
+    del model.graph.value_info[:]
+    model.graph.value_info.extend(computed)
     converted = convert_float_to_float16(
         model,
         keep_io_types=True,

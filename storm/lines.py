@@ -13,6 +13,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from stormrt.errors import InputError
+
 
 def strata_bounds(lines: int, strata: int) -> list[int]:
     """Cut ``lines`` lines into ``strata`` contiguous strata whose sizes differ by one at most.
@@ -32,9 +34,19 @@ class LineSelector:
     Args:
         lines: H (or W).
         keep: H' (or W'), 1 <= keep <= lines.
+
+    Raises:
+        InputError: The map has fewer lines than are to stay, or none is to.
     """
 
     def __init__(self, lines: int, keep: int) -> None:
+        if not 1 <= keep <= lines:
+            raise InputError(
+                "the plan does not fit the map",
+                got=f"{keep} of {lines} lines to keep",
+                expected=f"1 to {lines}",
+                fix="make the plan for the size of the images in use",
+            )
         self.lines, self.keep = lines, keep
         leave = lines - keep
         self.drops = leave <= keep

@@ -111,7 +111,7 @@ def keep_plan(
     Each side keeps round(side * sqrt(R)) lines; with R = 1 the plan is empty.
 
     Raises:
-        InputError: ``keep`` is not in (0, 1], or leaves no line.
+        InputError: ``keep`` is not in (0, 1], or the model has no such stage, block or host.
     """
     if not 0.0 < keep <= 1.0:
         raise InputError(
@@ -121,13 +121,11 @@ def keep_plan(
             expected="more than 0 and at most 1 (1 is the dense model)",
             fix="for instance --storm keep=0.75",
         )
-    rows, cols = stage_grids(variant, height, width)[stage]
+    rows, cols = stage_grids(variant, height, width)[_checked_stage(stage, variant)]
     kept = (max(1, round(rows * sqrt(keep))), max(1, round(cols * sqrt(keep))))
-    if kept == (rows, cols):
-        return StormPlan()
     plan = StormPlan((Reduction(stage, block, *kept, host),))
     check_plan(plan, variant, height, width)
-    return plan
+    return StormPlan() if kept == (rows, cols) else plan
 
 
 def parse_plan(text: str, variant: Variant, height: int, width: int) -> StormPlan:
@@ -136,14 +134,15 @@ def parse_plan(text: str, variant: Variant, height: int, width: int) -> StormPla
     Raises:
         InputError: Unknown keys, values out of range, or a plan that does not fit the model.
     """
-    if "=" not in text:
+    if "=" not in text or text.endswith(".json"):
         return _load_plan(Path(text), variant, height, width)
+    parts = text.split(",")
     options: dict[str, str] = {}
-    for part in text.split(","):
+    for part in parts:
         key, _, value = part.partition("=")
         options[key.strip()] = value.strip()
-    unknown = sorted(set(options) - {"keep", "host", "stage", "block"})
-    if unknown or "keep" not in options:
+    unknown = set(options) - {"keep", "host", "stage", "block"}
+    if unknown or "keep" not in options or len(options) < len(parts):
         raise InputError(
             "the STORM shorthand was not understood",
             where="--storm",
@@ -155,14 +154,15 @@ def parse_plan(text: str, variant: Variant, height: int, width: int) -> StormPla
         try:
             return kind(options.get(key, default))
         except ValueError:
-            raise InputError(f"{key} is not a number", where="--storm", got=options[key]) from None
+            what = "a whole number" if kind is int else "a number"
+            raise InputError(f"{key} is not {what}", where="--storm", got=options[key]) from None
 
     return keep_plan(
         variant,
         height,
         width,
         number("keep", "", float),
-        stage=_checked_stage(int(number("stage", str(_DEFAULT_STAGE), int)), variant),
+        stage=int(number("stage", str(_DEFAULT_STAGE), int)),
         block=int(number("block", str(_DEFAULT_BLOCK), int)),
         host=options.get("host", "feature_norm"),
     )
@@ -189,7 +189,7 @@ def _load_plan(path: Path, variant: Variant, height: int, width: int) -> StormPl
         for item in raw["reductions"]:
             if not isinstance(item, dict) or not set(item) <= set(fields):
                 raise ValueError(f"a reduction has the keys {', '.join(fields)}; got {item}")
-            if any(not isinstance(item.get(k), int) for k in fields[:4]):
+            if any(type(item.get(k)) is not int for k in fields[:4]):  # true is no line count
                 raise ValueError(f"stage, block, height, width must be integers; got {item}")
             reductions.append(Reduction(**item))
     except (OSError, ValueError, TypeError) as error:

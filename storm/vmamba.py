@@ -86,12 +86,13 @@ class Classifier(nn.Module):
     def __init__(self, channels: int, num_classes: int) -> None:
         super().__init__()
         self.norm = LayerNorm2d(channels)
-        self.head = nn.Linear(channels, num_classes)
+        # A 1x1 convolution once exported: TensorRT-RTX has no FP32 matrix product on Turing.
+        self.head = Linear2d(channels, num_classes)
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, 8*d, H, W] -> logits [B, num_classes]."""
-        logits: Tensor = self.head(F.adaptive_avg_pool2d(self.norm(x), 1).flatten(1))
-        return logits
+        logits: Tensor = self.head(F.adaptive_avg_pool2d(self.norm(x), 1))
+        return logits.flatten(1)
 
 
 class VMamba(nn.Module):

@@ -12,6 +12,7 @@ from stormrt.pipeline.rewrite.attach_functions import attach_functions
 from stormrt.pipeline.rewrite.drop_functions import drop_functions
 from stormrt.pipeline.rewrite.graph_pass import GraphPass, PassReport
 from stormrt.pipeline.rewrite.inline_functions import inline_functions
+from stormrt.pipeline.rewrite.join_fp32 import join_fp32
 from stormrt.pipeline.rewrite.name_by_module import name_by_module
 from stormrt.pipeline.rewrite.tidy import tidy
 from stormrt.pipeline.rewrite.verify import interface, verify
@@ -25,6 +26,11 @@ _ABSORB = GraphPass(
     "absorb_casts",
     "the converter surrounds custom nodes with casts that their FP16 I/O makes needless",
     absorb_casts,
+)
+_JOIN = GraphPass(
+    "join_fp32",
+    "the converter rounds to FP16 between neighbours that both stay in FP32: scores overflow",
+    join_fp32,
 )
 _ATTACH = GraphPass(
     "attach_functions",
@@ -42,7 +48,7 @@ _TIDY = GraphPass(
 )
 
 AFTER_EXPORT: tuple[GraphPass, ...] = (_NAME, _TIDY, _ATTACH)
-AFTER_PRECISION: tuple[GraphPass, ...] = (_TIDY, _ABSORB, _TIDY, _ATTACH)
+AFTER_PRECISION: tuple[GraphPass, ...] = (_TIDY, _ABSORB, _JOIN, _TIDY, _ATTACH)
 LOWER_NATIVE: tuple[GraphPass, ...] = (_INLINE, _TIDY)
 LOWER_PLUGIN: tuple[GraphPass, ...] = (_DROP,)
 

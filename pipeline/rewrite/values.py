@@ -58,3 +58,8 @@ def consumers(graph: onnx.GraphProto) -> dict[str, list[onnx.NodeProto]]:
         for name in node.input:
             found[name].append(node)
     return found
+
+
+def casts_to(node: onnx.NodeProto, dtype: int) -> bool:
+    """Whether a node casts to a type."""
+    return node.op_type == "Cast" and any(a.name == "to" and a.i == dtype for a in node.attribute)

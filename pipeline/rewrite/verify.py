@@ -87,8 +87,12 @@ def _marker_problems(node: onnx.NodeProto, types: dict[str, ValueType]) -> list[
         problems.append(
             f"node {node.name!r}: attributes {attributes}, expected {spec.attributes()}"
         )
-    if len(node.input) != len(spec.inputs):
-        return [*problems, f"node {node.name!r}: {len(node.input)} inputs, not {len(spec.inputs)}"]
+    for what, found_count, count in (
+        ("inputs", len(node.input), len(spec.inputs)),
+        ("outputs", len(node.output), len(spec.outputs)),
+    ):
+        if found_count != count:
+            return [*problems, f"node {node.name!r}: {found_count} {what}, not {count}"]
     io_types = set()
     shapes: list[tuple[int | str, ...]] = []
     declared = zip((*spec.inputs, *spec.outputs), (*node.input, *node.output), strict=True)

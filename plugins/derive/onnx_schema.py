@@ -62,4 +62,5 @@ def _signature(schema: defs.OpSchema) -> tuple[object, ...]:
         [(p.name, p.type_str) for p in schema.inputs],
         [(p.name, p.type_str) for p in schema.outputs],
         sorted(schema.attributes),
+        [(t.type_param_str, sorted(t.allowed_type_strs)) for t in schema.type_constraints],
     )

@@ -32,6 +32,7 @@ def define(spec: PluginSpec, implementation: Callable[..., torch.Tensor]) -> Cus
         return implementation(*tensors)
 
     def fake(*tensors: torch.Tensor) -> torch.Tensor:
+        _check_dtypes(spec, tensors)
         bound = spec.bind([t.shape for t in tensors])
         (shape,) = spec.output_shapes(bound)
         return tensors[0].new_empty(shape)

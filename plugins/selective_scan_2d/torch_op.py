@@ -12,13 +12,14 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from stormrt.plugins.derive import torch_op
 from stormrt.plugins.selective_scan_2d import NUM_DIRECTIONS, SPEC
 
 _BLOCK_LENGTH = 16
+_SOFTPLUS_LINEAR_FROM = 80.0
+"""softplus(z) = z from here on, even in FP64; exp(z) is still finite in FP32."""
 
 
 def linear_recurrence_(decay: Tensor, drive: Tensor, *, reverse: bool = False) -> Tensor:
@@ -80,6 +81,15 @@ def _compute_dtype(x: Tensor) -> torch.dtype:
     return torch.float64 if x.dtype == torch.float64 else torch.float32
 
 
+def _softplus(z: Tensor) -> Tensor:
+    """log(1 + exp(z)), rounded alike wherever in the tensor a value stands.
+
+    ``F.softplus`` on a CPU rounds the last, unvectorised values differently, so that an image's
+    result would depend on its place in the batch.
+    """
+    return z.clamp(max=_SOFTPLUS_LINEAR_FROM).exp_().log1p_().maximum(z)
+
+
 def _to_sequence(maps: Tensor, *, by_columns: bool) -> Tensor:
     """[B, C, H, W] -> [L, B, C] in the visiting order of direction 0, or of direction 1."""
     axes = (3, 2, 0, 1) if by_columns else (2, 3, 0, 1)
@@ -114,7 +124,7 @@ class _Direction:
 
         self.x = sequence(x)
         self.raw = sequence(dt[:, self.rows_d]) + dt_bias[self.rows_d].to(dtype)
-        self.delta = F.softplus(self.raw)
+        self.delta = _softplus(self.raw)
         self.b = sequence(b[:, self.rows_n])
         self.c = sequence(c[:, self.rows_n])
         self.a = a[self.rows_d].to(dtype)
