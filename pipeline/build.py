@@ -32,6 +32,7 @@ from stormrt.pipeline.files import (
     require_folder,
     sha256_file,
     sha256_text,
+    sweep,
     write_text,
 )
 from stormrt.pipeline.probe import installed_version
@@ -61,6 +62,15 @@ STAGES = ("golden", "export", "precision", "lower", "engine", "validate")
 
 WORK_FOLDER = ".stormrt"
 DEFAULT_SEED = 0
+
+_PUBLISHED = (
+    MODEL_NAME,
+    ENGINE_NAME,
+    GOLDEN_NAME,
+    REPORT_JSON_NAME,
+    REPORT_MD_NAME,
+    MANIFEST_NAME,
+)
 
 _TOOLS = ("torch", "onnx", "onnxscript", "onnxruntime", "polygraphy", "numpy", "pillow")
 
@@ -147,10 +157,7 @@ def resolve(request: BuildRequest) -> BuildPlan:
             where="--precision",
             expected=" or ".join(target.build.precisions),
         )
-    if request.batch < 1:
-        raise InputError("the batch is too small", where="--batch", got=str(request.batch))
-    if request.num_classes < 1:
-        raise InputError("there must be a class", where="--classes", got=str(request.num_classes))
+    check_numbers(batch=request.batch, num_classes=request.num_classes, seed=request.seed)
     for stage, option in ((request.first, "--from"), (request.last, "--to")):
         if stage is not None and stage not in STAGES:
             raise InputError("no such stage", where=option, got=stage, expected=", ".join(STAGES))
@@ -198,6 +205,22 @@ def resolve(request: BuildRequest) -> BuildPlan:
     )
 
 
+def check_numbers(*, batch: int, num_classes: int, seed: int) -> None:
+    """Check the numbers that describe a model.
+
+    Raises:
+        InputError: One is out of range.
+    """
+    if batch < 1:
+        raise InputError("the batch is too small", where="--batch", got=str(batch))
+    if num_classes < 1:
+        raise InputError("there must be a class", where="--classes", got=str(num_classes))
+    if not 0 <= seed < 2**63:
+        raise InputError(
+            "the seed is out of range", where="--seed", got=str(seed), expected="0 to 2^63 - 1"
+        )
+
+
 def build(
     request: BuildRequest,
     *,
@@ -214,6 +237,8 @@ def build(
     if request.dry_run:
         return _run(plan, request, on_stage, on_progress)
     with folder_lock(plan.work):
+        sweep(plan.work, "*")
+        sweep(plan.out, *_PUBLISHED)
         return _run(plan, request, on_stage, on_progress)
 
 
@@ -392,7 +417,7 @@ def _run(
             "blocker": plan.runtime.blocker,
             "golden": golden and golden.file.sha256,
             "target": target_digest(plan.target),
-            "spec": model_facts,
+            "spec": asdict(spec),  # the report names the checkpoint
             "tools": [_version(name) for name in _TOOLS],
         },
         run_validate,
@@ -483,7 +508,7 @@ def _distribution(runtime: RuntimeName) -> str:
 
 
 def _board_command(out: Path) -> str:
-    return f"stormrt build {shlex.quote(out.name)}/"
+    return f"stormrt build {shlex.quote(out.absolute().name)}/"
 
 
 @contextmanager

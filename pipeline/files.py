@@ -79,6 +79,13 @@ def atomic_path(path: Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
+def sweep(folder: Path, *names: str) -> None:
+    """Remove what killed processes have left of ``atomic_path`` for files of these names."""
+    for name in names:
+        for left in folder.glob(f".{name}.*.tmp"):
+            left.unlink(missing_ok=True)
+
+
 def write_text(path: Path, text: str) -> None:
     """Write a text file atomically. Raises InputError as ``atomic_path`` does."""
     with atomic_path(path) as temporary:

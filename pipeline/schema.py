@@ -1,11 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """The JSON files of an output folder: ``manifest.json`` and ``report.json``.
 
-Neither holds a time or a path of the building machine: the same inputs give the same bytes.
+Neither holds a time, nor a path of the building machine but the checkpoint's as it was given: the
+same inputs give the same bytes.
 """
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Literal, TypeVar
 
@@ -34,7 +36,8 @@ _Model = TypeVar("_Model", bound="Document")
 class Document(BaseModel):
     """A JSON file that refuses unknown keys."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    # A distance may be infinite, for which JSON has no number.
+    model_config = ConfigDict(extra="forbid", frozen=True, ser_json_inf_nan="strings")
 
     schema_version: Literal[1] = 1
 
@@ -70,6 +73,11 @@ class Document(BaseModel):
         """The file's text."""
         return self.model_dump_json(indent=2) + "\n"
 
+    def to_json_value(self) -> JsonValue:
+        """What a program reads from the file."""
+        value: JsonValue = json.loads(self.to_json())
+        return value
+
 
 class ToolVersion(BaseModel):
     """A package that had a part in the result."""
@@ -103,7 +111,7 @@ class Manifest(Document):
 class ValidationRow(BaseModel):
     """One runtime against FP32 PyTorch."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, ser_json_inf_nan="strings")
 
     runtime: str
     graph: str

@@ -84,7 +84,7 @@ def _read_safetensors(path: Path) -> Mapping[str, object]:
 def _read_torch(path: Path) -> Mapping[str, object]:
     try:
         raw: object = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # noqa: BLE001  # damaged bytes lead the unpickler to any error
+    except Exception as error:  # damaged bytes lead the unpickler to any error
         raise _damaged(path, error) from error
     if not isinstance(raw, Mapping):
         raise InputError(

@@ -9,7 +9,6 @@ from collections.abc import Iterator, Mapping
 from typing import cast
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from stormrt.errors import InputError
@@ -51,6 +50,8 @@ class LineReduction(nn.Module):
 
     def forward(self, x: Tensor, step_size: Tensor | None) -> Tensor:
         """[B, C, H, W] -> [B, C, H', W']."""
+        if x.shape[2:] == (self.reduction.height, self.reduction.width):
+            return x  # every line stays; a copy in another memory layout would round differently
         rows, cols = self.forced or self.choose(x, step_size)
         return spatial_unit_gather(x, rows, cols)
 
@@ -91,7 +92,8 @@ class Classifier(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, 8*d, H, W] -> logits [B, num_classes]."""
-        logits: Tensor = self.head(F.adaptive_avg_pool2d(self.norm(x), 1))
+        # Not adaptive_avg_pool2d: on channels-last memory the exporter makes a Gather of it.
+        logits: Tensor = self.head(self.norm(x).mean((2, 3), keepdim=True))
         return logits.flatten(1)
 
 
@@ -191,14 +193,14 @@ class VMamba(nn.Module):
         It is in evaluation mode, the scans' weights are precomputed, and linear layers over
         channels are 1x1 convolutions.
         """
-        frozen = self._sharing_copy().eval()
+        frozen = self._sharing_copy()
         for module in list(frozen.modules()):
             for name, child in list(module.named_children()):
                 if isinstance(child, Linear2d):
                     setattr(module, name, child.as_convolution())
             if isinstance(module, SS2D):
                 module.freeze()
-        return frozen
+        return frozen.eval()
 
     def _sharing_copy(self) -> VMamba:
         """A copy of the modules over the same parameters and buffers."""

@@ -132,7 +132,7 @@ def _build_bundle(bundle: Path, runtime: Runtime | None, *, as_json: bool) -> No
     with _engine_progress() as on_progress:
         manifest = build_bundle(bundle, runtime=runtime_name(runtime), on_progress=on_progress)
     if as_json:
-        show_json(manifest.model_dump(mode="json"))
+        show_json(manifest.to_json_value())
         return
     assert manifest.engine is not None  # build_bundle returns only with an engine
     size_mib = manifest.engine.file.size_bytes / 2**20
@@ -168,6 +168,7 @@ def _engine_progress() -> Iterator[Callable[[str, int, int], None]]:
 
 def _print_outcome(outcome: BuildOutcome) -> None:
     from stormrt.pipeline.report import to_console
+    from stormrt.pipeline.schema import MANIFEST_NAME, REPORT_JSON_NAME, REPORT_MD_NAME
 
     out = outcome.plan.out
     if outcome.report is not None:
@@ -175,7 +176,8 @@ def _print_outcome(outcome: BuildOutcome) -> None:
     if outcome.manifest is None:
         return
     if outcome.report is not None:
-        for name in [f.name for f in outcome.manifest.files] + ["report.json", "report.md"]:
+        made = [f.name for f in outcome.manifest.files]
+        for name in (*made, REPORT_JSON_NAME, REPORT_MD_NAME, MANIFEST_NAME):
             size_mib = (out / name).stat().st_size / 2**20
             show(f"{out / name}  {size_mib:.2f} MiB")
     if outcome.board_command is not None:
@@ -189,8 +191,8 @@ def _as_json(outcome: BuildOutcome) -> dict[str, object]:
     return {
         "out": str(outcome.plan.out),
         "stages": dict(outcome.stages),
-        "manifest": outcome.manifest and outcome.manifest.model_dump(mode="json"),
-        "report": outcome.report and outcome.report.model_dump(mode="json"),
+        "manifest": outcome.manifest and outcome.manifest.to_json_value(),
+        "report": outcome.report and outcome.report.to_json_value(),
         "board_command": outcome.board_command,
         "blocker": outcome.plan.runtime.blocker,
     }

@@ -66,12 +66,14 @@ def export_command(
 ) -> None:
     """Write the model as ONNX."""
     from stormrt.pipeline.artifacts import ModelSpec
-    from stormrt.pipeline.files import sha256_file
+    from stormrt.pipeline.build import check_numbers
+    from stormrt.pipeline.files import cannot_write, sha256_file
     from stormrt.storm import parse_plan
     from stormrt.storm.plan import stage_grids
     from stormrt.storm.variants import get_variant
 
     variant = get_variant(model)
+    check_numbers(batch=batch, num_classes=classes, seed=seed)
     height, width = parse_size(size)
     stage_grids(variant, height, width)
     plan = parse_plan(storm, variant, height, width)
@@ -101,8 +103,12 @@ def export_command(
         dynamic_batch=dynamic_batch,
         plan=plan,
     )
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".stormrt-", dir=out.parent) as folder:
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        temporary = tempfile.TemporaryDirectory(prefix=".stormrt-", dir=out.parent)
+    except OSError as error:
+        raise cannot_write(out, error) from error
+    with temporary as folder:
         work = Path(folder)
         export(spec, work / "exported.onnx")
         set_precision(work / "exported.onnx", precision.value, work / "quantized.onnx")

@@ -29,7 +29,7 @@ def validate_command(
 
     report = revalidate(folder, photos)
     if as_json:
-        show_json(report.model_dump(mode="json"))
+        show_json(report.to_json_value())
     else:
         from stormrt.pipeline.report import to_console
 

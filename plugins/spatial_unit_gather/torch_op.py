@@ -18,9 +18,11 @@ def _flat_positions(rows: Tensor, cols: Tensor, width: int) -> Tensor:
 
 
 def _forward(x: Tensor, rows: Tensor, cols: Tensor) -> Tensor:
-    positions = _flat_positions(rows, cols, x.shape[3])
-    flat = x.flatten(2).gather(2, positions.expand(-1, x.shape[1], -1))
-    return flat.reshape(*x.shape[:2], rows.shape[1], cols.shape[1])
+    # One axis after the other: PyTorch checks each index against its own side of the map.
+    batch, channels, _, width = x.shape
+    by_row = rows.long()[:, None, :, None].expand(batch, channels, -1, width)
+    by_col = cols.long()[:, None, None, :].expand(batch, channels, rows.shape[1], -1)
+    return x.gather(2, by_row).gather(3, by_col)
 
 
 def _backward(ctx: Any, grad_y: Tensor) -> tuple[Tensor, None, None]:  # Any: untyped context

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import itertools
 from fractions import Fraction
 from math import floor
 
@@ -18,7 +19,7 @@ def kept_lines(scores: np.ndarray, keep: int) -> list[int]:
     strata = lines - keep if most_stay else keep
     bounds = [floor(Fraction(i * lines, strata) + Fraction(1, 2)) for i in range(strata + 1)]
     kept: list[int] = []
-    for start, end in zip(bounds[:-1], bounds[1:], strict=True):
+    for start, end in itertools.pairwise(bounds):
         members = list(range(start, end))
         if most_stay:
             members.remove(start + int(np.argmin(scores[start:end])))

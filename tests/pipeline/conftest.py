@@ -6,7 +6,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 from stormrt.storm.plan import Reduction, StormPlan
@@ -23,11 +22,6 @@ TWO_REDUCTIONS = StormPlan(
 def _small_variants() -> Iterator[None]:
     with support.small_variants():
         yield
-
-
-@pytest.fixture
-def rng() -> np.random.Generator:
-    return support.seeded_rng()
 
 
 @pytest.fixture(scope="session")

@@ -6,7 +6,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
-import secrets
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -175,13 +174,6 @@ def run_stormrt(*arguments: object, cwd: Path, **extra: str) -> subprocess.Compl
         timeout=120,
         check=False,
     )
-
-
-def seeded_rng() -> np.random.Generator:
-    """Random inputs that can be repeated: the seed is printed, STORMRT_TEST_SEED sets it."""
-    seed = int(os.environ.get("STORMRT_TEST_SEED") or secrets.randbelow(2**31))
-    print(f"STORMRT_TEST_SEED={seed}")
-    return np.random.default_rng(seed)
 
 
 def make_photographs(folder: Path) -> Path:

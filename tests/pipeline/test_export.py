@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import subprocess
 import sys
 from copy import deepcopy
 from pathlib import Path
@@ -32,7 +31,6 @@ from tests.pipeline.support import (
     CLASSES,
     ROOT,
     SMALL,
-    environment,
     model_spec,
     ops,
     relative,
@@ -123,8 +121,15 @@ def test_nodes_are_named_after_the_modules_of_the_model(dense):
     names = [n.name for n in dense.exported.graph.node]
     assert "patch_embed.0/Conv" in names
     assert "layers.2.blocks.1.op/SelectiveScan2D" in names
-    assert all(name.partition("/")[0] in ("classifier", "classifier.norm", "classifier.head")
-               or name.startswith(("patch_embed", "layers.")) for name in names), names  # fmt: skip
+    modules = {name.partition("/")[0] for name in names if "/" in name}
+    assert len(modules) > 40
+    for module in modules:
+        assert module.startswith(("patch_embed", "layers.", "classifier")), module
+
+
+def test_a_dense_graph_gathers_nothing_and_asks_no_shapes(dense):
+    found = {n.op_type for n in dense.exported.graph.node}
+    assert not found & {"Gather", "GatherND", "Range", "Shape", "Expand"}
 
 
 def test_every_module_boundary_has_a_typed_value_in_the_native_graph(reduced):
@@ -194,36 +199,37 @@ class TestPrecision:
             if "step_size" not in n.name:
                 assert types[n.output[0]].dtype == TensorProto.FLOAT16, n.name
 
-    def test_no_casts_to_and_fro_surround_custom_nodes(self, graphs):
+    def test_no_cast_reads_a_cast(self, graphs):
+        """Such a pair rounds a value that both its maker and its reader have in FP32."""
+        for model in (graphs.fp16, graphs.plugin_fp16):
+            by_output = producers(model.graph)
+            for cast in ops(model, "Cast"):
+                before = by_output.get(cast.input[0])
+                assert before is None or before.op_type != "Cast", cast.name
+
+    def test_custom_nodes_have_no_casts_round_them_but_for_neighbours_in_fp32(self, graphs):
         graph = graphs.plugin_fp16.graph
         by_output, by_input = producers(graph), consumers(graph)
         for n in graph.node:
             if n.domain != "stormrt":
                 continue
-            spec_maps = n.input[:4] if n.op_type == "SelectiveScan2D" else n.input[:1]
-            for name in spec_maps:
-                producer = by_output[name]
-                if producer.op_type == "Cast":  # needed: what it casts is FP32 on purpose
-                    source = by_output[producer.input[0]]
-                    assert source.op_type in ("LayerNormalization", "ReduceMean"), producer.name
-            readers = by_input[n.output[0]]
-            assert readers
-            for reader in readers:  # a scan is normalised next, a gather scored: both in FP32
+            for name in n.input[: 4 if n.op_type == "SelectiveScan2D" else 1]:
+                assert by_output[name].op_type != "Cast", f"{n.name} reads a cast"
+            for reader in by_input[n.output[0]]:
                 if reader.op_type == "Cast":
-                    assert {r.op_type for r in by_input[reader.output[0]]} & {
-                        "LayerNormalization",
-                        "Mul",
-                        "Transpose",
-                    }, reader.name
+                    assert not [r for r in by_input[reader.output[0]] if r.domain], reader.name
 
-    def test_no_value_is_cast_to_fp16_and_straight_back(self, graphs):
-        by_output = producers(graphs.fp16.graph)
-        to = {n.name: n.attribute[0].i for n in ops(graphs.fp16, "Cast")}
-        for cast in ops(graphs.fp16, "Cast"):
-            before = by_output.get(cast.input[0])
-            if before is not None and before.op_type == "Cast":
-                back = (to[before.name], to[cast.name])
-                assert back != (TensorProto.FLOAT, TensorProto.FLOAT16), cast.name
+    def test_weights_of_fp32_nodes_are_not_rounded(self, graphs):
+        stored = {i.name: i.data_type for i in graphs.plugin_fp16.graph.initializer}
+        read = [name for n in ops(graphs.plugin_fp16, "SelectiveScan2D") for name in n.input[4:]]
+        read += [n for x in ops(graphs.plugin_fp16, "LayerNormalization") for n in x.input[1:]]
+        assert len(read) > 20
+        for name in read:
+            assert stored[name] == TensorProto.FLOAT, name
+
+    def test_boundaries_keep_their_names(self, graphs):
+        for model in (graphs.fp16, graphs.plugin_fp16, graphs.native_fp16):
+            assert boundary_values(model.graph) == boundary_values(graphs.exported.graph)
 
     def test_weights_take_half_the_space(self, dense):
         def weights(model: onnx.ModelProto) -> int:
@@ -278,9 +284,7 @@ class TestLowering:
         made = lower(tmp_path / "q.onnx", native, plugin)
         assert made.plugin is not None
         assert (made.native.lowering, made.plugin.lowering) == ("native", "plugin")
-        assert load_onnx(native) == reduced.native_fp16 or made.native.node_count == len(
-            reduced.native_fp16.graph.node
-        )
+        assert len(load_onnx(native).graph.node) == made.native.node_count
         assert made.native.plugins == ()
         assert made.plugin.plugins == plugin_uses(reduced.plugin_fp16)
         assert hashlib.sha256(plugin.read_bytes()).hexdigest() == made.plugin.file.sha256
@@ -316,38 +320,6 @@ class TestFiles:
         (tmp_path / "m.onnx").write_bytes(content[: len(content) // 2])
         with pytest.raises(InputError):
             load_onnx(tmp_path / "m.onnx")
-
-
-EXPORT_TWICE = """
-import sys
-from pathlib import Path
-from stormrt.pipeline.export import export
-from stormrt.pipeline.lower import lower
-from stormrt.pipeline.precision import set_precision
-from tests.pipeline.conftest import TWO_REDUCTIONS
-from tests.pipeline.support import model_spec, small_variants
-out = Path(sys.argv[1])
-with small_variants():
-    export(model_spec(plan=TWO_REDUCTIONS), out / "exported.onnx")
-set_precision(out / "exported.onnx", "fp16", out / "quantized.onnx")
-lower(out / "quantized.onnx", out / "native.onnx", out / "plugin.onnx")
-"""
-
-
-def test_two_processes_write_the_same_bytes_whatever_their_hash_seed(tmp_path):
-    running = []
-    for seed in ("1", "271828"):
-        out = tmp_path / seed
-        out.mkdir()
-        command = [sys.executable, "-c", EXPORT_TWICE, str(out)]
-        running.append(subprocess.Popen(command, env=environment(PYTHONHASHSEED=seed), cwd=out))
-    assert [process.wait(timeout=120) for process in running] == [0, 0]
-    first, second = (
-        {p.name: hashlib.sha256(p.read_bytes()).hexdigest() for p in (tmp_path / seed).iterdir()}
-        for seed in ("1", "271828")
-    )
-    assert set(first) == {"exported.onnx", "quantized.onnx", "native.onnx", "plugin.onnx"}
-    assert first == second
 
 
 def test_exporting_tells_the_file_its_nodes_and_its_plugins(tmp_path, reduced):

@@ -21,6 +21,7 @@ from stormrt.pipeline.rewrite.attach_functions import attach_functions
 from stormrt.pipeline.rewrite.drop_functions import drop_functions
 from stormrt.pipeline.rewrite.graph_pass import GraphPass
 from stormrt.pipeline.rewrite.inline_functions import inline_functions
+from stormrt.pipeline.rewrite.join_fp32 import join_fp32
 from stormrt.pipeline.rewrite.name_by_module import (
     boundary_values,
     name_by_module,
@@ -89,7 +90,8 @@ def op_types(proto: onnx.ModelProto) -> list[str]:
 
 
 @pytest.mark.parametrize(
-    "graph_pass", [tidy, attach_functions, drop_functions, inline_functions, absorb_casts]
+    "graph_pass",
+    [tidy, attach_functions, drop_functions, inline_functions, absorb_casts, join_fp32],
 )
 def test_a_pass_with_nothing_to_do_changes_nothing(graph_pass):
     proto = relu_only()
@@ -337,8 +339,11 @@ class TestAttachAndDropFunctions:
 class TestInlineFunctions:
     def test_custom_nodes_become_standard_ones_with_unique_names(self, rng):
         proto = model(
-            [gather("x rows cols", "a", "g0"), gather("x rows cols", "b", "g1")]
-            + [node("Sub", "a b", "y")],
+            [
+                gather("x rows cols", "a", "g0"),
+                gather("x rows cols", "b", "g1"),
+                node("Sub", "a b", "y"),
+            ],
             [value("x", [1, 3, 4, 5])],
             [value("y", [1, 3, 2, 3])],
             inner=[value("a", [1, 3, 2, 3]), value("b", [1, 3, 2, 3])],
@@ -369,7 +374,9 @@ class TestAbsorbCasts:
 
     def graph(self, *, reader: str = "Cast") -> onnx.ModelProto:
         last = (
-            node("Cast", "y32", "y", "after", to=F16) if reader == "Cast" else node("Abs", "y32", "y")
+            node("Cast", "y32", "y", "after", to=F16)
+            if reader == "Cast"
+            else node("Abs", "y32", "y")
         )
         return model(
             [
@@ -390,7 +397,7 @@ class TestAbsorbCasts:
         assert absorb_casts(proto) == 1
         custom = proto.graph.node[1]
         assert custom.input[:] == ["x", "rows", "cols"]
-        assert {v.name: v.type.tensor_type.elem_type for v in proto.graph.value_info}["y32"] == F16
+        assert custom.output[:] == ["y"], "the name that the model knows"
         tidy(proto)
         assert op_types(proto) == ["SpatialUnitGather", "Abs"]
         attach_functions(proto)
@@ -459,6 +466,60 @@ class TestAbsorbCasts:
         tidy(proto)
         assert op_types(proto) == ["SpatialUnitGather", "SpatialUnitGather", "Abs"]
         verify(proto, after="absorb")
+
+
+class TestJoinFp32:
+    def graph(self, source: str) -> onnx.ModelProto:
+        """A value that is rounded to FP16 and read in FP32 again; squared 300 overflows FP16."""
+        first = node("Mul", "x x", "a32", "mul") if source == "Mul" else node(source, "x", "a32")
+        return model(
+            [
+                first,
+                node("Cast", "a32", "a16", "forth", to=F16),
+                node("Cast", "a16", "b32", "back", to=F32),
+                node("Sqrt", "b32", "y"),
+                node("Abs", "a16", "z"),
+            ],
+            [value("x", [2])],
+            [value("y", [2]), value("z", [2], F16)],
+            inner=[value("a32", [2]), value("a16", [2], F16), value("b32", [2])],
+        )
+
+    def test_fp32_neighbours_read_each_other_without_rounding(self):
+        proto, x = self.graph("Mul"), np.array([300.0, 0.1], np.float32)
+        assert np.isinf(run(proto, x=x)[0])
+        assert join_fp32(proto) == 1
+        tidy(proto)
+        verify(proto, after="join")
+        assert sorted(op_types(proto)) == ["Abs", "Cast", "Mul", "Sqrt"]
+        np.testing.assert_allclose(run(proto, x=x), x, rtol=1e-6)
+
+    def test_who_wants_fp16_still_gets_fp16(self):
+        proto = self.graph("Mul")
+        join_fp32(proto)
+        assert next(n for n in proto.graph.node if n.op_type == "Abs").input[:] == ["a16"]
+
+    def test_twice_is_once(self):
+        proto = self.graph("Mul")
+        join_fp32(proto)
+        once = deepcopy(proto.graph)
+        assert join_fp32(proto) == 0
+        assert proto.graph == once
+
+    def test_a_cast_of_an_fp16_value_stays(self):
+        proto = model(
+            [
+                node("Abs", "x", "a16"),
+                node("Cast", "a16", "b32", "back", to=F32),
+                node("Sqrt", "b32", "y"),
+            ],
+            [value("x", [2], F16)],
+            [value("y", [2])],
+            inner=[value("a16", [2], F16), value("b32", [2])],
+        )
+        before = deepcopy(proto.graph)
+        assert join_fp32(proto) == 0
+        assert proto.graph == before
 
 
 class TestSchedule:

@@ -224,6 +224,15 @@ def test_stays_finite_where_decays_underflow_and_softplus_is_linear(
     assert relative_l2(y, sequential_scan(**feeds)) < FLOAT32_TOLERANCE
 
 
+def test_loses_few_digits_where_every_step_is_tiny(rng: np.random.Generator) -> None:
+    shape = (6, 14, 14, 1)
+    feeds = inputs_like(rng, shape, regime="init")
+    feeds["dt_bias"][:] = np.log(np.expm1(1e-3))
+    feeds["d"][:] = 0
+    (y,) = run(inlined(model_of(shape)), feeds)
+    assert relative_l2(y, sequential_scan(**feeds)) < 1e-4
+
+
 @pytest.mark.parametrize("regime", REGIMES)
 @pytest.mark.parametrize("shape", [(6, 14, 14, 1), (4, 9, 16, 4)], ids=str)
 def test_float16_maps_cost_no_more_than_their_own_rounding(

@@ -29,7 +29,9 @@ def selections(draw: st.DrawFn) -> tuple[int, int, np.ndarray]:
     lines = draw(st.integers(1, 70))
     special = sorted({1, max(1, lines // 2), (lines + 1) // 2, max(1, lines - 1), lines})
     keep = draw(st.sampled_from(special) | st.integers(1, lines))
-    score = st.integers(-2, 2).map(float) | st.floats(width=32, allow_nan=False, allow_infinity=False)
+    score = st.integers(-2, 2).map(float) | st.floats(
+        width=32, allow_nan=False, allow_infinity=False
+    )
     batch = draw(st.integers(1, 3))
     scores = draw(st.lists(score, min_size=batch * lines, max_size=batch * lines))
     return lines, keep, np.array(scores, dtype=np.float32).reshape(batch, lines)

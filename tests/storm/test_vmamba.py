@@ -209,7 +209,8 @@ def test_a_choice_can_be_forced_and_is_free_again_afterwards(
     x = random_images(rng, 2, 40, 36)  # maps of 10 x 9
     free = reduced(x)
     rows, cols = (
-        np.sort([rng.permutation(side)[:keep] for _ in range(2)]) for side, keep in ((10, 5), (9, 3))
+        np.sort([rng.permutation(side)[:keep] for _ in range(2)])
+        for side, keep in ((10, 5), (9, 3))
     )
     forced = tuple(torch.from_numpy(lines).int() for lines in (rows, cols))
     with forced_selections(reduced, {name: forced}):
@@ -273,18 +274,17 @@ def test_copies_share_their_parameters_memory(model: VMamba) -> None:
     frozen = model.freeze()
     assert memory_of(frozen) == memory_of(model)
     reduced = model.with_plan(a_plan())
-    assert all(
-        p is q for p, q in zip(reduced.parameters(), model.parameters(), strict=True)
-    )
+    assert all(p is q for p, q in zip(reduced.parameters(), model.parameters(), strict=True))
     again = frozen.with_plan(a_plan())
     assert [b.data_ptr() for b in again.buffers()] == [b.data_ptr() for b in frozen.buffers()]
 
 
-def test_a_frozen_model_has_no_linear_layer_over_channels_and_is_in_evaluation_mode() -> None:
+def test_a_frozen_model_has_no_linear_layer_and_is_in_evaluation_mode() -> None:
     model = lively(SMALL, SEED).train()
     frozen = model.freeze()
     linear = [n for n, m in frozen.named_modules() if isinstance(m, torch.nn.Linear)]
-    assert linear == ["classifier.head"]
+    assert linear == []
+    assert any(isinstance(m, torch.nn.Linear) for m in model.modules())
     assert not any(m.training for m in frozen.modules())
     assert all(m.training for m in model.modules())
     assert not any(m.is_frozen for m in model.modules() if hasattr(m, "is_frozen"))
@@ -298,8 +298,8 @@ def test_a_gradient_reaches_every_parameter_of_a_reduced_model(
     variant: Variant, rng: np.random.Generator
 ) -> None:
     model = lively(variant, SEED).train()
-    plan = StormPlan((Reduction(0, 1, 9, 7), Reduction(2, 2, 2, 2)))
-    logits = model.with_plan(plan)(random_images(rng, 2, 44, 48))
+    plan = StormPlan((Reduction(0, 1, 15, 13), Reduction(2, 2, 3, 3)))  # the last map is 2 x 2
+    logits = model.with_plan(plan)(random_images(rng, 2, 70, 80))
     torch.nn.functional.cross_entropy(logits, torch.tensor([0, 3])).backward()
     idle = [n for n, p in model.named_parameters() if p.grad is None or not p.grad.any()]
     assert not idle

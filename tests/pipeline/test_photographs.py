@@ -1,0 +1,179 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Photographs and golden data."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from stormrt.errors import EnvironmentMissingError, InputError
+from stormrt.pipeline import photographs as module
+from stormrt.pipeline.golden import make_golden, read_golden
+from stormrt.pipeline.photographs import (
+    MEAN,
+    STD,
+    check_photographs,
+    find_photographs,
+    packaged_photographs,
+    preprocess,
+    preprocess_all,
+)
+from tests.pipeline.support import model_spec, relative, run_torch
+
+
+def save(path, pixels, mode="RGB"):
+    Image.fromarray(np.asarray(pixels, np.uint8), mode=None).convert(mode).save(path)
+    return path
+
+
+def test_eighteen_photographs_come_with_dependencies():
+    found = packaged_photographs()
+    assert len(found) == 18
+    assert len({p.name for p in found}) == 18
+    check_photographs(found)
+
+
+def test_a_missing_package_of_photographs_is_told_with_a_remedy(monkeypatch):
+    monkeypatch.setattr(module, "_PACKAGED", {"no_such_package": ("data", ("a.png",))})
+    with pytest.raises(EnvironmentMissingError, match="not installed") as caught:
+        packaged_photographs()
+    assert "--photos" in (caught.value.fix or "")
+
+
+def test_a_missing_file_of_a_package_is_named(monkeypatch):
+    monkeypatch.setattr(module, "_PACKAGED", {"skimage": ("data", ("no_such_cat.png",))})
+    with pytest.raises(EnvironmentMissingError, match=r"no_such_cat\.png"):
+        packaged_photographs()
+
+
+class TestFinding:
+    def test_a_folder_gives_its_images_sorted_below_it_too(self, tmp_path):
+        (tmp_path / "sub").mkdir()
+        for name in ("b.PNG", "a.jpg", "sub/c.webp", "notes.txt"):
+            (tmp_path / name).write_text("")
+        found = find_photographs(tmp_path)
+        assert [str(p.relative_to(tmp_path)) for p in found] == ["a.jpg", "b.PNG", "sub/c.webp"]
+
+    def test_a_file_gives_itself(self, tmp_path):
+        (tmp_path / "x.jpg").write_text("")
+        assert find_photographs(tmp_path / "x.jpg") == (tmp_path / "x.jpg",)
+
+    def test_nothing_and_an_empty_folder_are_refused(self, tmp_path):
+        with pytest.raises(InputError, match="do not exist"):
+            find_photographs(tmp_path / "none")
+        with pytest.raises(InputError, match="holds no photographs"):
+            find_photographs(tmp_path)
+
+
+class TestPreprocessing:
+    def test_a_grey_image_is_normalised_by_channel(self, tmp_path):
+        path = save(tmp_path / "g.png", np.full((40, 40, 3), 128))
+        found = preprocess(path, 32, 48)
+        assert found.shape == (3, 32, 48)
+        assert found.dtype == np.float32
+        for channel, (mean, std) in enumerate(zip(MEAN, STD, strict=True)):
+            np.testing.assert_allclose(found[channel], (128 / 255 - mean) / std, rtol=1e-5)
+
+    @pytest.mark.parametrize("size", [(10, 400), (400, 10), (3, 3), (37, 53)])
+    def test_images_of_any_shape_fill_the_input(self, tmp_path, size):
+        path = save(tmp_path / "i.png", np.full((*size, 3), 255))
+        found = preprocess(path, 64, 48)
+        expected = (1 - np.array(MEAN)) / np.array(STD)
+        np.testing.assert_allclose(found, np.broadcast_to(expected[:, None, None], found.shape),
+                                   rtol=1e-5)  # fmt: skip
+
+    def test_the_centre_is_kept_and_the_sides_are_cut(self, tmp_path):
+        pixels = np.zeros((100, 300, 3))
+        pixels[:, 100:200] = 255
+        found = preprocess(save(tmp_path / "i.png", pixels), 32, 32)
+        assert (found > 1.5).all(), "the white middle third is all that is left"
+
+    @pytest.mark.parametrize("mode", ["L", "P", "RGBA", "1", "CMYK"])
+    def test_other_colour_modes_become_rgb(self, tmp_path, mode):
+        suffix = "tif" if mode == "CMYK" else "png"
+        path = save(tmp_path / f"i.{suffix}", np.full((20, 20, 3), 255), mode)
+        assert preprocess(path, 32, 32).shape == (3, 32, 32)
+
+    def test_all_are_stacked_in_order(self, photographs):
+        paths = find_photographs(photographs)
+        found = preprocess_all(paths, 32, 48)
+        assert found.shape == (len(paths), 3, 32, 48)
+        np.testing.assert_array_equal(found[1], preprocess(paths[1], 32, 48))
+
+    def test_a_text_file_is_refused_before_and_while_decoding(self, tmp_path):
+        path = tmp_path / "photo.jpg"
+        path.write_text("not a photograph")
+        for refuse in (lambda: check_photographs([path]), lambda: preprocess(path, 32, 32)):
+            with pytest.raises(InputError, match="photograph could not be read") as caught:
+                refuse()
+            assert caught.value.where == str(path)
+
+    def test_an_image_that_was_cut_off_is_refused(self, tmp_path, rng):
+        path = save(tmp_path / "i.png", rng.integers(0, 255, (64, 64, 3)))
+        path.write_bytes(path.read_bytes()[:2000])
+        with pytest.raises(InputError, match="photograph could not be read"):
+            preprocess(path, 32, 32)
+
+    def test_an_image_that_would_fill_the_memory_is_refused(self, tmp_path, monkeypatch):
+        path = save(tmp_path / "i.png", np.zeros((64, 64, 3)))
+        monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
+        with pytest.raises(InputError, match="could not be read"):
+            preprocess(path, 32, 32)
+
+
+class TestGolden:
+    def test_the_file_holds_inputs_outputs_and_names(self, photographs, tmp_path):
+        spec = model_spec(height=32, width=48)
+        paths = find_photographs(photographs)
+        made = make_golden(spec, paths, tmp_path / "golden.npz")
+        images, logits, sources = read_golden(tmp_path / "golden.npz")
+        assert made.images == len(images) == len(paths) == 4
+        assert made.sources == sources == tuple(p.name for p in paths)
+        np.testing.assert_array_equal(images, preprocess_all(paths, 32, 48))
+        assert relative(logits, run_torch(spec, images)) < 1e-6
+
+    def test_the_same_photographs_give_the_same_bytes(self, photographs, tmp_path):
+        spec, paths = model_spec(height=32, width=32), find_photographs(photographs)[:2]
+        first = make_golden(spec, paths, tmp_path / "a.npz")
+        second = make_golden(spec, paths, tmp_path / "b.npz")
+        assert first.file.sha256 == second.file.sha256
+
+    def test_weights_that_give_nan_are_refused_and_nothing_is_written(self, photographs, tmp_path):
+        from stormrt.storm import build_vmamba
+
+        weights = build_vmamba(model_spec().name, 7).state_dict()
+        weights["classifier.head.bias"][0] = torch.nan
+        torch.save(weights, tmp_path / "nan.pth")
+        spec = model_spec(height=32, width=32, checkpoint=str(tmp_path / "nan.pth"))
+        with pytest.raises(InputError, match="not finite") as caught:
+            make_golden(spec, find_photographs(photographs)[:1], tmp_path / "golden.npz")
+        assert caught.value.where == str(tmp_path / "nan.pth")
+        assert not (tmp_path / "golden.npz").exists()
+
+    @pytest.mark.parametrize("damage", [lambda _: b"", lambda b: b[: len(b) // 2], lambda _: b"no"])
+    def test_a_damaged_file_is_refused(self, photographs, tmp_path, damage):
+        path = tmp_path / "golden.npz"
+        make_golden(model_spec(height=32, width=32), find_photographs(photographs)[:1], path)
+        path.write_bytes(damage(path.read_bytes()))
+        with pytest.raises(InputError, match="golden data could not be read") as caught:
+            read_golden(path)
+        assert caught.value.where == str(path)
+
+    def test_a_missing_file_and_a_missing_array_are_refused(self, tmp_path):
+        with pytest.raises(InputError, match="could not be read"):
+            read_golden(tmp_path / "none.npz")
+        np.savez(tmp_path / "other.npz", images=np.zeros(3))
+        with pytest.raises(InputError, match="logits"):
+            read_golden(tmp_path / "other.npz")
+
+    def test_pickled_objects_are_not_loaded(self, tmp_path):
+        np.savez(
+            tmp_path / "p.npz",
+            images=np.array([object()]),
+            logits=np.zeros(1),
+            sources=np.array(["a"]),
+        )
+        with pytest.raises(InputError, match="could not be read"):
+            read_golden(tmp_path / "p.npz")
