@@ -133,7 +133,7 @@ class OptimizationProfile(Protocol):
     """Ranges of the inputs' shapes (``IOptimizationProfile``)."""
 
     def set_shape(
-        self, input: str, min: Sequence[int], opt: Sequence[int], max: Sequence[int]
+        self, name: str, least: Sequence[int], usual: Sequence[int], most: Sequence[int], /
     ) -> None:
         """Set one input's least, most usual and largest shape."""
 
