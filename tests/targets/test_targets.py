@@ -47,6 +47,7 @@ builder_optimization_level = 3
 rel_l2 = 1e-2
 cosine = 0.999
 argmax_agreement = 0.9
+selection_agreement = 0.9
 """
 
 
@@ -208,7 +209,10 @@ def test_an_array_of_a_recipe_replaces_the_bases_array_as_a_whole() -> None:
 
 
 def test_a_runtime_may_have_a_tolerance_of_its_own(tmp_path: Path) -> None:
-    own = "[runtime.tolerance.fp16]\nrel_l2 = 0.5\ncosine = 0.5\nargmax_agreement = 0.5\n"
+    own = (
+        "[runtime.tolerance.fp16]\nrel_l2 = 0.5\ncosine = 0.5\n"
+        "argmax_agreement = 0.5\nselection_agreement = 0.5\n"
+    )
     target = load_target(write(tmp_path, RECIPE.replace("[build]", own + "[build]")))
     assert target.tolerance_for("fp16", "tensorrt_rtx").rel_l2 == 0.5
     assert target.tolerance.fp16 is not None
