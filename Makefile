@@ -3,6 +3,10 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+TOOLS := .tools/.ready
+# TensorRT's lean runtimes, whose plugin registries the tests use. Both cannot be in one environment.
+LEAN := 10.16.1.11 11.4.0.106
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
 .PHONY: demo test lint setup clean
 
@@ -12,7 +16,7 @@ demo: $(READY)
 		--target t4 --precision fp16 --out demo
 
 # Lint, types and tests.
-test: lint
+test: lint $(TOOLS)
 	OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest
 
 lint: $(READY)
@@ -20,13 +24,22 @@ lint: $(READY)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-setup: $(READY)
+setup: $(READY) $(TOOLS)
 
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check \
-		--constraint constraints.txt --editable '.[workstation,rtx,dev]'
+	$(PIP) --constraint constraints.txt --editable '.[workstation,rtx,dev]'
+	touch $@
+
+# What only tests need, and pip cannot have in the environment beside the rest.
+$(TOOLS): $(READY)
+	# For TensorRT's headers alone: what kernel-lens would bring (Triton) is not needed for them.
+	$(PIP) --no-deps kernel-lens==2.0.1
+	for version in $(LEAN); do \
+		rm -rf .tools/lean-$$version && $(PIP) --no-deps --target .tools/lean-$$version \
+			tensorrt_lean_cu13_libs==$$version tensorrt_lean_cu13_bindings==$$version || exit 1; \
+	done
 	touch $@
 
 clean:
-	rm -rf $(VENV) demo build dist *.egg-info
+	rm -rf $(VENV) .tools demo build dist *.egg-info

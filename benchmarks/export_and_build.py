@@ -150,6 +150,8 @@ def main() -> None:
     if options.one:
         print(json.dumps(measure(options.models[0], options.storm[0], options.repeats)))
         return
+    # As the command line does: threads that spin would slow the other runtime, and any neighbour.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     rows = []
     for model in options.models:
         for storm in options.storm:
