@@ -12,10 +12,8 @@ from stormrt.pipeline.artifacts import EngineArtifact, FileDigest
 from stormrt.pipeline.engine import build_engine
 from stormrt.pipeline.files import folder_lock, sha256_file, write_text
 from stormrt.pipeline.schema import ENGINE_NAME, MANIFEST_NAME, MODEL_NAME, Manifest
+from stormrt.plugins.native import LIBRARY_VARIABLE
 from stormrt.targets import RuntimeName, Target, parse_target
-
-PLUGIN_LIBRARY_VARIABLE = "STORMRT_PLUGIN_LIB"
-"""Environment variable with the path of the plugin library."""
 
 
 def read_bundle(folder: Path) -> tuple[Manifest, Target]:
@@ -49,15 +47,15 @@ def plugin_libraries(manifest: Manifest) -> tuple[Path, ...]:
     """
     if not manifest.plugins:
         return ()
-    named = os.environ.get(PLUGIN_LIBRARY_VARIABLE)
+    named = os.environ.get(LIBRARY_VARIABLE)
     if not named or not Path(named).is_file():
         uses = ", ".join(f"{p.name} (version {p.version})" for p in manifest.plugins)
         raise EnvironmentMissingError(
             "the plugin library was not found",
-            where=f"environment variable {PLUGIN_LIBRARY_VARIABLE}",
+            where=f"environment variable {LIBRARY_VARIABLE}",
             got=named or "not set",
             expected=f"the path of a library with {uses}",
-            fix=f"export {PLUGIN_LIBRARY_VARIABLE}=/path/to/libstormrt_plugins.so",
+            fix=f"export {LIBRARY_VARIABLE}=/path/to/libstormrt_plugins.so",
         )
     return (Path(named),)
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from stormrt.errors import InputError
 from stormrt.plugins.spatial_unit_gather.torch_op import spatial_unit_gather
 from stormrt.storm.layers import SS2D, LayerNorm2d, Linear2d, VSSBlock, downsample, patch_embed
-from stormrt.storm.lines import LineSelector, line_scores
+from stormrt.storm.lines import line_scores, line_selector
 from stormrt.storm.plan import MIN_IMAGE_SIDE, Reduction, StormPlan
 from stormrt.storm.scores import HOSTS
 from stormrt.storm.variants import Variant, get_variant
@@ -44,8 +44,8 @@ class LineReduction(nn.Module):
             rows [B, H'] and cols [B, W'], INT32, strictly increasing.
         """
         by_row, by_col = line_scores(self.host.score(x, step_size))
-        rows = LineSelector(x.shape[2], self.reduction.height)(by_row)
-        cols = LineSelector(x.shape[3], self.reduction.width)(by_col)
+        rows = line_selector(x.shape[2], self.reduction.height, x.device)(by_row)
+        cols = line_selector(x.shape[3], self.reduction.width, x.device)(by_col)
         return rows, cols
 
     def forward(self, x: Tensor, step_size: Tensor | None) -> Tensor:
@@ -201,6 +201,24 @@ class VMamba(nn.Module):
             if isinstance(module, SS2D):
                 module.freeze()
         return frozen.eval()
+
+    def to_fp16(self) -> VMamba:
+        """A frozen copy in FP16, but for what the scan's contract wants in FP32 (a, d, dt_bias).
+
+        Returns:
+            A model for FP16 images; its scores, states and normalisations compute in FP32.
+        """
+        half = copy.deepcopy(self.freeze())
+        exact = {
+            name: {key: getattr(module, key).clone() for key in ("a", "Ds", "dt_bias")}
+            for name, module in half.named_modules()
+            if isinstance(module, SS2D)
+        }
+        half.half()
+        for name, tensors in exact.items():
+            for key, tensor in tensors.items():
+                getattr(half.get_submodule(name), key).data = tensor
+        return half
 
     def _sharing_copy(self) -> VMamba:
         """A copy of the modules over the same parameters and buffers."""

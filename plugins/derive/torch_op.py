@@ -3,12 +3,20 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 
 import torch
 from torch.library import CustomOpDef  # type: ignore[attr-defined]  # public, not in __all__
 
 from stormrt.errors import InputError
+from stormrt.plugins.native import (
+    LIBRARY_VARIABLE,
+    DeviceTensor,
+    NativeLibrary,
+    library_path,
+    load_library,
+)
 from stormrt.plugins.spec import PluginSpec
 
 
@@ -20,7 +28,9 @@ def define(spec: PluginSpec, implementation: Callable[..., torch.Tensor]) -> Cus
 
     Args:
         spec: The contract.
-        implementation: Eager implementation, run for every device without a kernel of its own.
+        implementation: Eager implementation, run on every device. On a GPU the plugin library's
+            kernel runs instead, where ``STORMRT_PLUGIN_LIB`` names a library and the type is one
+            of the contract's; it is the very kernel that TensorRT runs.
 
     Returns:
         The operator, ready for ``register_autograd`` and ``register_kernel``.
@@ -28,8 +38,12 @@ def define(spec: PluginSpec, implementation: Callable[..., torch.Tensor]) -> Cus
 
     def checked(*tensors: torch.Tensor) -> torch.Tensor:
         _check_dtypes(spec, tensors)
-        spec.bind([t.shape for t in tensors])
-        return implementation(*tensors)
+        bound = spec.bind([t.shape for t in tensors])
+        library = _native_library(spec, tensors)
+        if library is None:
+            return implementation(*tensors)
+        (shape,) = spec.output_shapes(bound)
+        return _run_native(library, spec, tensors, shape)
 
     def fake(*tensors: torch.Tensor) -> torch.Tensor:
         _check_dtypes(spec, tensors)
@@ -43,6 +57,34 @@ def define(spec: PluginSpec, implementation: Callable[..., torch.Tensor]) -> Cus
     )
     op.register_fake(fake)
     return op
+
+
+def _native_library(spec: PluginSpec, tensors: tuple[torch.Tensor, ...]) -> NativeLibrary | None:
+    """The plugin library, for tensors on a GPU of a type that it has kernels for."""
+    if not tensors[0].is_cuda or tensors[0].dtype == torch.float64:
+        return None
+    if LIBRARY_VARIABLE not in os.environ:
+        return None
+    return load_library(library_path())
+
+
+def _run_native(
+    library: NativeLibrary,
+    spec: PluginSpec,
+    tensors: tuple[torch.Tensor, ...],
+    shape: list[int],
+) -> torch.Tensor:
+    inputs = [t.contiguous() for t in tensors]
+    y = torch.empty(shape, dtype=tensors[0].dtype, device=tensors[0].device)
+    with torch.cuda.device(y.device):
+        library.launch(
+            spec,
+            [DeviceTensor(t.data_ptr(), tuple(t.shape)) for t in inputs],
+            [DeviceTensor(y.data_ptr(), tuple(y.shape))],
+            io_dtype="float16" if y.dtype == torch.float16 else "float32",
+            stream=torch.cuda.current_stream().cuda_stream,
+        )
+    return y
 
 
 def _check_dtypes(spec: PluginSpec, tensors: tuple[torch.Tensor, ...]) -> None:

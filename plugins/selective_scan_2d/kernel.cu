@@ -719,7 +719,7 @@ cudaError_t launchCut(Params const& p, int32_t tactic, cudaStream_t stream) {
 
 bool isValid(Params const& p) {
     if (p.batch < 1 || p.channels < 1 || p.height < 1 || p.width < 1) return false;
-    if (p.state < 1 || p.state > kMaxState) return false;
+    if (p.state < 1 || p.state > kMaxState || p.height > kMaxHeight) return false;
     if (p.dtype != DType::kFloat32 && p.dtype != DType::kFloat16) return false;
     double const elements = 4.0 * p.batch * p.channels * p.height * p.width;
     return elements <= INT_MAX;

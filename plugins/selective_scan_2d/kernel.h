@@ -33,9 +33,12 @@ struct Params {
 int32_t countTactics(Params const& params) noexcept;
 
 //! Enqueues the scan. Returns cudaErrorInvalidValue for sizes that are out of range (a dimension
-//! under 1, a state over kMaxState, more than 2^31 - 1 elements of dt) or an unknown tactic.
+//! under 1, a state over kMaxState, a height over kMaxHeight, more than 2^31 - 1 elements of dt) or
+//! an unknown tactic.
 cudaError_t launch(Params const& params, int32_t tactic, cudaStream_t stream) noexcept;
 
 constexpr int32_t kMaxState = 16;
+//! A column is one band's: 256 threads, 7 positions each.
+constexpr int32_t kMaxHeight = 1792;
 
 }  // namespace stormrt::selective_scan_2d

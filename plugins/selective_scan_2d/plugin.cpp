@@ -40,6 +40,10 @@ bool supports(Sizes const& sizes, Message& reason) noexcept {
     if (sizes[Symbol::kN] > kMaxState) {
         return reason.set("a state of %d, the kernel takes up to %d", sizes[Symbol::kN], kMaxState);
     }
+    if (sizes[Symbol::kH] > kMaxHeight) {
+        return reason.set(
+            "maps of %d rows, the kernel takes up to %d", sizes[Symbol::kH], kMaxHeight);
+    }
     // A product of five extents may leave 64 bits, so it is formed in floating point.
     double elements = 1;
     for (int32_t const symbol : {Symbol::kB, Symbol::kK, Symbol::kD, Symbol::kH, Symbol::kW}) {
