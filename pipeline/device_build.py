@@ -4,16 +4,21 @@
 from __future__ import annotations
 
 import os
+import shlex
 from collections.abc import Callable
 from pathlib import Path
 
-from stormrt.errors import EnvironmentMissingError, InputError
+from stormrt.errors import InputError
 from stormrt.pipeline.artifacts import EngineArtifact, FileDigest
-from stormrt.pipeline.engine import build_engine
+from stormrt.pipeline.engine import build_engine, require_gpu
 from stormrt.pipeline.files import folder_lock, sha256_file, write_text
 from stormrt.pipeline.schema import ENGINE_NAME, MANIFEST_NAME, MODEL_NAME, Manifest
+from stormrt.plugins.builder import build_library
 from stormrt.plugins.native import LIBRARY_VARIABLE
 from stormrt.targets import RuntimeName, Target, parse_target
+
+PLUGIN_FOLDER = "plugins"
+"""Folder of a bundle in which its plugin library is built, on the target."""
 
 
 def read_bundle(folder: Path) -> tuple[Manifest, Target]:
@@ -39,23 +44,31 @@ def read_bundle(folder: Path) -> tuple[Manifest, Target]:
     return manifest, parse_target(manifest.recipe, origin=str(folder / MANIFEST_NAME))
 
 
-def plugin_libraries(manifest: Manifest) -> tuple[Path, ...]:
-    """The plugin library that the bundle's graph needs.
+def plugin_libraries(manifest: Manifest, target: Target, folder: Path) -> tuple[Path, ...]:
+    """The plugin library that a bundle's graph needs: the one named, or one built here.
+
+    Args:
+        manifest: The bundle's.
+        target: Its recipe.
+        folder: Where a library is built, and found again.
 
     Raises:
-        EnvironmentMissingError: The graph needs plugins and no library was named.
+        InputError: ``STORMRT_PLUGIN_LIB`` names no file.
+        EnvironmentMissingError: None is named, and there is no compiler to build one.
     """
     if not manifest.plugins:
         return ()
     named = os.environ.get(LIBRARY_VARIABLE)
-    if not named or not Path(named).is_file():
+    if not named:
+        return (build_library(folder, (target.device.sm,)).core,)
+    if not Path(named).is_file():
         uses = ", ".join(f"{p.name} (version {p.version})" for p in manifest.plugins)
-        raise EnvironmentMissingError(
-            "the plugin library was not found",
+        raise InputError(
+            "the plugin library does not exist",
             where=f"environment variable {LIBRARY_VARIABLE}",
-            got=named or "not set",
+            got=named,
             expected=f"the path of a library with {uses}",
-            fix=f"export {LIBRARY_VARIABLE}=/path/to/libstormrt_plugins.so",
+            fix=f"unset {LIBRARY_VARIABLE}, and one is built for {target.id}",
         )
     return (Path(named),)
 
@@ -90,15 +103,18 @@ def build_bundle(
             where=str(folder / MODEL_NAME),
             fix=f"build the bundle again with --runtime {recipe.name}",
         )
+    command = f"stormrt build {shlex.quote(str(folder))}"
+    if recipe.name == "tensorrt":
+        require_gpu(target, command)  # before a library is compiled for a GPU that is not here
     with folder_lock(folder / ".stormrt"):
         result = build_engine(
             folder / MODEL_NAME,
             runtime=recipe.name,
             target=target,
             out=folder / ENGINE_NAME,
-            plugin_libraries=plugin_libraries(manifest),
+            plugin_libraries=plugin_libraries(manifest, target, folder / PLUGIN_FOLDER),
             progress=on_progress,
-            board_command=f"stormrt build {folder}",
+            board_command=command,
             max_batch=manifest.model.batch if manifest.model.dynamic_batch else None,
         )
         file = FileDigest(ENGINE_NAME, result.sha256, result.size_bytes)

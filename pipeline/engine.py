@@ -153,7 +153,7 @@ def build_engine(
     command = board_command or f"stormrt build {onnx_path.parent}"
     _check_arguments(onnx_path, runtime, target, out, plugin_libraries, timing_cache)
     if runtime == "tensorrt":
-        _require_gpu(target, command)
+        require_gpu(target, command)
     api = engine_api.load_api(runtime)
     _require_version(api, runtime, target)
     engine_api.load_plugin_libraries(api, plugin_libraries)
@@ -239,7 +239,16 @@ def _check_arguments(
     files.require_folder(out.parent)
 
 
-def _require_gpu(target: Target, command: str) -> None:
+def require_gpu(target: Target, command: str) -> None:
+    """Check that the GPU of this machine is the target's.
+
+    Args:
+        target: The board.
+        command: What to type there, for the message.
+
+    Raises:
+        EnvironmentMissingError: It is another, or there is none.
+    """
     driver = probe.cuda_driver()
     wanted = probe.format_sm(target.device.sm)
     if driver.reason is None and driver.gpus[0].sm == target.device.sm:

@@ -6,10 +6,13 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 
+from stormrt.errors import InputError
+from stormrt.pipeline.device_build import plugin_libraries, read_bundle
 from stormrt.pipeline.onnx_file import load_onnx, plugin_uses
 from stormrt.storm import build_vmamba
 from stormrt.targets import list_targets
@@ -20,26 +23,36 @@ EXPORT += ["--storm", "keep=1,stage=2"]
 
 
 class TestBundle:
-    def test_a_bundle_for_an_orin_cannot_be_built_without_its_plugins(self, cli, orin, monkeypatch):
+    def test_a_bundle_for_an_orin_cannot_be_built_without_its_gpu(self, cli, orin, monkeypatch):
         monkeypatch.delenv("STORMRT_PLUGIN_LIB", raising=False)
         before = published(orin)
         done = cli("build", orin)
         assert done.code == 3
-        assert "plugin library was not found" in done.err
-        assert "SelectiveScan2D" in done.err
-        assert "export STORMRT_PLUGIN_LIB=" in done.err
+        assert "this machine has no SM 8.7" in done.err
         assert "Traceback" not in done.err
         assert published(orin) == before
+        assert not (orin / "plugins").exists()  # nothing is compiled for a GPU that is not here
 
-    def test_nor_without_its_gpu(self, cli, orin, monkeypatch, tmp_path):
-        library = tmp_path / "libstormrt_plugins.so"
-        library.write_bytes(b"")
-        monkeypatch.setenv("STORMRT_PLUGIN_LIB", str(library))
-        before = published(orin)
-        done = cli("build", orin)
-        assert done.code == 3
-        assert "this machine has no SM 8.7" in done.err
-        assert published(orin) == before
+    def test_a_named_plugin_library_that_does_not_exist_is_refused(self, orin, monkeypatch):
+        manifest, target = read_bundle(orin)
+        monkeypatch.setenv("STORMRT_PLUGIN_LIB", "/nowhere/lib.so")
+        with pytest.raises(InputError, match="does not exist") as refusal:
+            plugin_libraries(manifest, target, orin / "plugins")
+        assert "SelectiveScan2D" in str(refusal.value)
+
+    def test_a_library_is_built_for_the_target_where_none_is_named(self, orin, monkeypatch):
+        manifest, target = read_bundle(orin)
+        monkeypatch.delenv("STORMRT_PLUGIN_LIB", raising=False)
+        asked = []
+
+        def build(folder, archs):
+            asked.append((folder, archs))
+            return SimpleNamespace(core=folder / "libstormrt_plugins.so")
+
+        monkeypatch.setattr("stormrt.pipeline.device_build.build_library", build)
+        found = plugin_libraries(manifest, target, orin / "plugins")
+        assert asked == [(orin / "plugins", (87,))]
+        assert found == (orin / "plugins" / "libstormrt_plugins.so",)
 
     def test_an_engine_built_from_a_bundle_is_entered_in_its_manifest(self, cli, t4):
         built = digest(t4 / "engine.plan")
