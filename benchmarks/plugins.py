@@ -167,11 +167,14 @@ def check(seconds: float, seed: int) -> dict[str, Any]:
 
 
 def copy_bandwidth() -> float:
-    """Bytes read and written a second by a large copy."""
-    source = torch.empty(1 << 30, dtype=torch.uint8, device="cuda")
+    """Bytes read and written a second by a large copy.
+
+    By a kernel, not by ``copy_``: that is a memcpy, which gave 2.7 TB/s on an H200 of 4.8 TB/s.
+    """
+    source = torch.zeros(1 << 28, dtype=torch.float32, device="cuda")
     target = torch.empty_like(source)
-    graph = capture(lambda: target.copy_(source), 4)
-    return 2 * source.numel() / (median_ms(graph.replay, 4) * 1e-3)
+    graph = capture(lambda: torch.neg(source, out=target), 4)
+    return 2 * source.numel() * source.element_size() / (median_ms(graph.replay, 4) * 1e-3)
 
 
 def time_scan(shape: tuple[int, int, int, int], bandwidth: float) -> dict[str, Any]:

@@ -93,7 +93,7 @@ def checked(content: dict[str, Any]) -> str:
         f"{len(c['failures'])} failures; worst relative L2 {worst['torch.float32']:.1e} in FP32 "
         f"and {worst['torch.float16']:.1e} in FP16. The gather of (16, 192, 56 x 56) to 48 x 48 "
         f"lines in FP16 moves its kept bytes at {gather['share_of_copy_bandwidth']:.0%} of the "
-        f"bandwidth of a large copy (its operands fit the L2 cache)."
+        f"same run's copy bandwidth (its operands fit the L2 cache)."
     )
 
 
