@@ -48,12 +48,6 @@ def whole_models(content: dict[str, Any]) -> str:
     return f"{table(headings, rows)}\n\n{caption} The engines were not run."
 
 
-def native_scan(content: dict[str, Any]) -> str:
-    """Where the comparison of native scans is told."""
-    _ = content
-    return "How the native scan was chosen: [ADR 0005](docs/adr/0005-native-scan-form.md)."
-
-
 def scan_kernels(content: dict[str, Any]) -> str:
     """The scan's kernel, from ``plugins.json``."""
     rows = [
@@ -99,7 +93,6 @@ def checked(content: dict[str, Any]) -> str:
 
 BLOCKS = (
     ("README.md", "whole-models", "export_and_build.json", whole_models),
-    ("README.md", "native-scan", "native_scan_forms.json", native_scan),
     ("docs/plugins.md", "scan-kernels", "plugins.json", scan_kernels),
     ("docs/plugins.md", "gpu-model", "plugins.json", gpu_model),
     ("docs/plugins.md", "checked", "plugins.json", checked),

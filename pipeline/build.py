@@ -50,7 +50,7 @@ from stormrt.pipeline.schema import (
     ValidationReport,
 )
 from stormrt.pipeline.stage_cache import StageCache
-from stormrt.storm.plan import check_plan, parse_plan, stage_grids
+from stormrt.storm.plan import parse_plan, stage_grids
 from stormrt.storm.variants import get_variant
 from stormrt.targets import Precision, RuntimeName, Target, dump_target, load_target
 
@@ -163,7 +163,6 @@ def resolve(request: BuildRequest) -> BuildPlan:
             raise InputError("no such stage", where=option, got=stage, expected=", ".join(STAGES))
     stage_grids(variant, request.height, request.width)
     plan: StormPlan = parse_plan(request.storm, variant, request.height, request.width)
-    check_plan(plan, variant, request.height, request.width)
     require_folder(request.out)
     checkpoint = request.checkpoint
     if checkpoint is not None and not checkpoint.is_file():

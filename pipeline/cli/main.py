@@ -51,7 +51,7 @@ def _root(
 def main() -> None:
     """Run the command line; errors of ours become one message and their exit code."""
     # OpenMP's threads spin at every barrier by default. Beside another busy process that makes
-    # PyTorch's CPU ops forty times slower; sleeping costs a few per cent on an idle machine.
+    # PyTorch's CPU ops many times slower; sleeping costs little on an idle machine.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
         app()

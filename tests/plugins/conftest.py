@@ -1,22 +1,4 @@
 # SPDX-License-Identifier: Apache-2.0
 """Fixtures for every test in this folder."""
 
-from __future__ import annotations
-
-import sys
-from collections.abc import Iterator
-
-import pytest
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    """Maps are small here: threads would mostly wait for each other, and long on a busy machine."""
-    torch = sys.modules.get("torch")
-    if torch is None:
-        yield
-        return
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+from tests.helpers.threads import one_thread  # noqa: F401  # pytest uses it by being here

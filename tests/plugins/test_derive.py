@@ -9,6 +9,7 @@ import pytest
 
 onnx = pytest.importorskip("onnx")
 
+# Imported only where the packages above are: these import them.
 from onnx import TensorProto, defs, helper  # noqa: E402
 
 from stormrt.errors import InputError  # noqa: E402

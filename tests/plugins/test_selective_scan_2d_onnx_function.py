@@ -24,6 +24,7 @@ onnx = pytest.importorskip("onnx")
 pytest.importorskip("onnx.inliner")
 ort = pytest.importorskip("onnxruntime")
 
+# Imported only where the packages above are: these import them.
 from onnx import TensorProto, helper  # noqa: E402
 
 from stormrt.plugins.selective_scan_2d.onnx_function import (  # noqa: E402

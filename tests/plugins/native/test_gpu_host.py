@@ -17,6 +17,7 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
+# Imported only where the packages above are: these import them.
 from stormrt.pipeline.probe import cuda_driver  # noqa: E402
 from stormrt.plugins.builder import BuildResult, build_library  # noqa: E402
 from stormrt.plugins.selective_scan_2d import SPEC as SCAN  # noqa: E402

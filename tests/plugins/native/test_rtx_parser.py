@@ -19,6 +19,7 @@ pytest.importorskip("tensorrt_rtx")
 onnx = pytest.importorskip("onnx")
 pytest.importorskip("torch")
 
+# Imported only where the packages above are: these import them.
 from stormrt.plugins.builder import BuildResult  # noqa: E402
 from stormrt.plugins.spec import DOMAIN  # noqa: E402
 from tests.helpers.native import ROOT  # noqa: E402
