@@ -6,6 +6,8 @@ READY := $(VENV)/.ready
 TOOLS := .tools/.ready
 # TensorRT's lean runtimes, whose plugin registries the tests use. Both cannot be in one environment.
 LEAN := 10.16.1.11 11.4.0.106
+CPP := $(wildcard $(foreach kind,cpp cu cuh h,plugins/*/*.$(kind) tests/plugins/native/*.$(kind) \
+	benchmarks/operator_bench/*.$(kind)))
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
 .PHONY: demo test lint setup clean
@@ -23,6 +25,7 @@ lint: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/clang-format --dry-run -Werror $(CPP)
 
 setup: $(READY) $(TOOLS)
 

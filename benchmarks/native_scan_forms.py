@@ -36,12 +36,10 @@ from onnx import TensorProto, helper, numpy_helper
 from rich.console import Console
 from rich.table import Table
 
+from stormrt.plugins.derive.onnx_function import OPSET, FunctionBody, doubling_scan
 from stormrt.plugins.selective_scan_2d.onnx_function import (
     BLOCK_LENGTHS,
-    OPSET,
-    FunctionBody,
     build_function,
-    doubling_scan,
     softplus,
 )
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Puts the figures of benchmarks/results/ into the docs, between their markers.
+"""Puts the figures of benchmarks/results/ into the docs: tables between markers, and plots.
 
 python benchmarks/render_figures.py           # rewrites the files
 python benchmarks/render_figures.py --check   # exit code 1 where a file is out of date
@@ -15,13 +15,12 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))  # run as a file, this would find only what lies beside it
+
+from benchmarks.operator_bench import plots, tables  # noqa: E402  # needs the path
+from benchmarks.operator_bench.tables import table  # noqa: E402  # needs the path
+
 RESULTS = ROOT / "benchmarks" / "results"
-
-
-def table(headings: list[str], rows: list[list[object]]) -> str:
-    """A Markdown table."""
-    lines = [headings, ["---"] * len(headings), *[[str(c) for c in row] for row in rows]]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
 def whole_models(content: dict[str, Any]) -> str:
@@ -48,55 +47,19 @@ def whole_models(content: dict[str, Any]) -> str:
     return f"{table(headings, rows)}\n\n{caption} The engines were not run."
 
 
-def scan_kernels(content: dict[str, Any]) -> str:
-    """The scan's kernel, from ``plugins.json``."""
-    rows = [
-        [
-            " x ".join(map(str, r["shape"])),
-            f"{1e3 * r['default_ms']:.1f}",
-            f"{1e3 * r['best_ms']:.1f}",
-            f"{1e3 * r['cold_ms']:.1f}",
-            f"{1e3 * r['roofline_ms']:.1f}",
-            f"{r['roofline_share']:.0%}",
-            f"{r['pytorch_ms'] / r['best_ms']:.0f}",
-        ]
-        for r in content["scan_fp16_n1"]
-    ]
-    headings = ["B x D x H x W", "default us", "best tactic us", "cold L2 us", "roofline us"]
-    headings += ["share of roofline", "times PyTorch ops"]
-    caption = f"{content['environment']['gpu']}, copy bandwidth {content['copy_gb_s']:.0f} GB/s."
-    return f"{table(headings, rows)}\n\n{caption}"
-
-
-def gpu_model(content: dict[str, Any]) -> str:
-    """VMamba-T on the GPU, from ``plugins.json``."""
-    rows = [
-        [r["storm"], r["batch"], r["ms"], f"{r['scan_share_of_kernel_time']:.1%}"]
-        for r in content["vmamba_tiny_s1l8_fp16_graph"]
-    ]
-    caption = f"{content['environment']['gpu']}, FP16, 224 x 224, one CUDA graph."
-    return f"{table(['STORM', 'batch', 'ms', 'scan, of kernel time'], rows)}\n\n{caption}"
-
-
-def checked(content: dict[str, Any]) -> str:
-    """The comparison with FP64, from ``plugins.json``."""
-    c, gather = content["check"], content["gather_fp16_16x192x56x56_to_48x48"]
-    worst = c["worst_relative_l2"]
-    return (
-        f"{c['checked']} of {c['combinations']} combinations compared with FP64, "
-        f"{len(c['failures'])} failures; worst relative L2 {worst['torch.float32']:.1e} in FP32 "
-        f"and {worst['torch.float16']:.1e} in FP16. The gather of (16, 192, 56 x 56) to 48 x 48 "
-        f"lines in FP16 moves its kept bytes at {gather['share_of_copy_bandwidth']:.0%} of the "
-        f"same run's copy bandwidth (its operands fit the L2 cache)."
-    )
-
-
 BLOCKS = (
     ("README.md", "whole-models", "export_and_build.json", whole_models),
-    ("docs/plugins.md", "scan-kernels", "plugins.json", scan_kernels),
-    ("docs/plugins.md", "gpu-model", "plugins.json", gpu_model),
-    ("docs/plugins.md", "checked", "plugins.json", checked),
+    ("docs/plugins.md", "scan-kernels", "plugins.json", tables.scan_kernels),
+    ("docs/plugins.md", "scan-peers", "plugins.json", tables.scan_peers),
+    ("docs/plugins.md", "scan-profile", "profile_scan.json", tables.profile),
+    ("docs/plugins.md", "movers", "plugins.json", tables.movers),
+    ("docs/plugins.md", "resources", "plugin_resources.json", tables.resources),
+    ("docs/plugins.md", "launches", "plugin_resources.json", tables.launches),
+    ("docs/plugins.md", "board-estimates", "profile_scan.json", tables.board_estimates),
+    ("docs/plugins.md", "gpu-model", "plugins.json", tables.gpu_model),
+    ("docs/plugins.md", "checked", "plugins.json", tables.checked),
 )
+"""File, marker, results, and what makes the text; of None where there are no results yet."""
 
 
 def render(text: str, name: str, body: str) -> str:
@@ -108,22 +71,50 @@ def render(text: str, name: str, body: str) -> str:
     return rendered
 
 
-def main() -> int:
-    """Render every block; 1 where ``--check`` finds a difference."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--check", action="store_true")
-    check = parser.parse_args().check
+def read(name: str) -> Any:
+    """The content of a file of results; None where there is none."""
+    path = RESULTS / name
+    return json.loads(path.read_text()) if path.is_file() else None
+
+
+def stale_tables(*, write: bool) -> list[str]:
+    """Blocks that are out of date."""
     stale = []
     for file, name, source, block in BLOCKS:
         path = ROOT / file
         text = path.read_text()
-        rendered = render(text, name, block(json.loads((RESULTS / source).read_text())))
+        rendered = render(text, name, block(read(source)))
         if rendered != text:
             stale.append(f"{file}: {name}")
-            if not check:
+            if write:
                 path.write_text(rendered)
-    print("out of date: " + ", ".join(stale) if check and stale else f"changed: {len(stale)}")
-    return 1 if check and stale else 0
+    return stale
+
+
+def stale_plots(*, write: bool, redraw: bool = False) -> list[str]:
+    """Plots that were drawn from other results than those there are."""
+    stale = []
+    for file, source, draw in plots.PLOTS:
+        results = (RESULTS / source).read_bytes()
+        path, note = ROOT / file, plots.digest(results)
+        if redraw or not path.is_file() or note not in path.read_text():
+            stale.append(file)
+            if write:
+                draw(json.loads(results), path, note)
+    return stale
+
+
+def main() -> int:
+    """Render every block and plot; 1 where ``--check`` finds a difference."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--check", action="store_true")
+    parser.add_argument("--redraw", action="store_true", help="draw every plot again")
+    options = parser.parse_args()
+    stale = stale_tables(write=not options.check)
+    stale += stale_plots(write=not options.check, redraw=options.redraw)
+    failed = options.check and bool(stale)
+    print("out of date: " + ", ".join(stale) if failed else f"changed: {len(stale)}")
+    return 1 if failed else 0
 
 
 if __name__ == "__main__":

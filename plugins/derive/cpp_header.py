@@ -49,10 +49,11 @@ def contract_digest(spec: PluginSpec) -> str:
 
 
 def kernel_revision(spec: PluginSpec, sources: Path = SOURCES) -> str:
-    """Digest of a kernel's own sources: a changed kernel makes old timings void."""
+    """Digest of a kernel's own sources and the shared ones: a changed kernel voids old timings."""
     digest = hashlib.sha256()
     folder = sources / spec.torch_name
-    for path in sorted(p for p in folder.iterdir() if p.suffix in (".cu", ".cuh", ".h", ".cpp")):
+    own = [p for p in folder.iterdir() if p.suffix in (".cu", ".cuh", ".h", ".cpp")]
+    for path in sorted([*own, *(sources / "common").glob("*.cu*")]):
         digest.update(path.name.encode())
         digest.update(path.read_bytes())
     return digest.hexdigest()[:12]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``PluginSpec`` -> the tables of its README: structure and parameters.
+"""``PluginSpec`` -> the tables of its README: structure and parameters, and where its kernel is.
 
 ``python -m stormrt.plugins.derive.readme`` writes them between the markers in each
 ``plugins/<op>/README.md``; a test fails where that was forgotten.
@@ -7,6 +7,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 from stormrt.plugins.registry import all_plugins
@@ -21,6 +22,15 @@ _ROOT = Path(__file__).resolve().parents[1]
 def readme_path(spec: PluginSpec) -> Path:
     """Where an operator's README is."""
     return _ROOT / spec.torch_name / "README.md"
+
+
+def kernel_files(spec: PluginSpec) -> tuple[str, ...]:
+    """CUDA files of an operator: its own, and the common ones whose header its plugin includes."""
+    folder = readme_path(spec).parent
+    own = sorted(path.name for path in folder.glob("*.cu"))
+    included = re.findall(r'#include "(common/\w+)\.h"', (folder / "plugin.cpp").read_text())
+    shared = [f"../{name}.cu" for name in included if (_ROOT / f"{name}.cu").is_file()]
+    return (*own, *shared)
 
 
 def tables(spec: PluginSpec) -> str:
@@ -41,6 +51,8 @@ def tables(spec: PluginSpec) -> str:
         f"T is {' or '.join(spec.io_dtypes)}, the same for every tensor marked so. "
         + "".join(f"{name} = {value}. " for name, value in spec.constants)
         + "All tensors are contiguous (kLINEAR).",
+        "",
+        f"In CUDA: {', '.join(f'[`{name}`]({name})' for name in kernel_files(spec))}.",
         "",
         "## Parameters",
         "",

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// SelectiveScan2D on the GPU: one launch, no allocation, no synchronisation, safe under CUDA graphs.
+// SelectiveScan2D on the GPU: one launch, no allocation, no synchronisation, safe under CUDA
+// graphs.
 #pragma once
 
 #include <cuda_runtime_api.h>

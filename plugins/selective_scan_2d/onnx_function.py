@@ -21,18 +21,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import onnx
-from numpy.typing import DTypeLike
-from onnx import TensorProto, helper, numpy_helper
+from onnx import TensorProto, helper
 
+from stormrt.plugins.derive.onnx_function import OPSET, FunctionBody, doubling_scan, function_of
 from stormrt.plugins.selective_scan_2d import NUM_DIRECTIONS, SPEC
-from stormrt.plugins.spec import DOMAIN
-
-OPSET = 18
-"""Of the default domain, in the function and in the graphs that hold it."""
 
 BLOCK_LENGTHS = (7, 8, 6, 5, 4, 3)
 """Q, best first. Longer blocks cost nodes, 6 a position; shorter ones leave more to doubling."""
@@ -40,70 +36,6 @@ _DOUBLING_LENGTH = 64
 """Up to here doubling takes at most 6 steps and fewer nodes than more blocks would."""
 _SOFTPLUS_LINEAR_FROM = 20.0
 """softplus(z) - z < 3e-9 from here on, below half a unit in the last place of FP32."""
-
-
-class FunctionBody:
-    """Nodes of a function under construction; names are unique, equal constants are shared."""
-
-    def __init__(self) -> None:
-        self.nodes: list[onnx.NodeProto] = []
-        self._uses: dict[str, int] = {}
-        self._constants: dict[tuple[str, tuple[int, ...], bytes], str] = {}
-
-    def op(self, op_type: str, *inputs: str, out: str, **attributes: Any) -> str:
-        """Appends a node with one output, named after ``out``, and returns the output's name."""
-        name = self._unique(out)
-        self.nodes.append(helper.make_node(op_type, inputs, [name], name, **attributes))
-        return name
-
-    def split(self, value: str, *, axis: int, parts: int, out: str) -> list[str]:
-        """Cuts ``value`` into equal parts."""
-        names = [self._unique(f"{out}_{i}") for i in range(parts)]
-        node = helper.make_node(
-            "Split", [value], names, self._unique(f"{out}_split"), axis=axis, num_outputs=parts
-        )
-        self.nodes.append(node)
-        return names
-
-    def reshape(self, value: str, *shape: int, out: str) -> str:
-        """Reshapes; a 0 keeps the input's size there (the batch), so that no B is baked in."""
-        return self.op("Reshape", value, self.ints(*shape), out=out)
-
-    def flip(self, value: str, *, axis: int, out: str) -> str:
-        """Reverses one axis."""
-        first = np.iinfo(np.int64).min
-        ends = (self.ints(-1), self.ints(first), self.ints(axis), self.ints(-1))
-        return self.op("Slice", value, *ends, out=out)
-
-    def shift(self, value: str, *, axis: int, by: int, rank: int, out: str) -> str:
-        """Moves entries ``by`` places along an axis, zeros entering where they leave room."""
-        pads = [0] * (2 * rank)
-        pads[axis], pads[rank + axis] = by, -by
-        return self.op("Pad", value, self.ints(*pads), out=out)
-
-    def multiply_add(self, factor: str, value: str, addend: str, *, out: str) -> str:
-        """``factor * value + addend``."""
-        return self.op("Add", self.op("Mul", factor, value, out=f"{out}_part"), addend, out=out)
-
-    def ints(self, *values: int) -> str:
-        """A 1-D INT64 constant."""
-        return self.constant(values, np.int64)
-
-    def constant(self, values: float | Sequence[int], dtype: DTypeLike) -> str:
-        """A constant, shared by all who ask for the same one."""
-        array = np.asarray(values, dtype)
-        key = (array.dtype.str, array.shape, array.tobytes())
-        if key not in self._constants:
-            name = self._unique("const")
-            tensor = numpy_helper.from_array(array)
-            self.nodes.append(helper.make_node("Constant", [], [name], name, value=tensor))
-            self._constants[key] = name
-        return self._constants[key]
-
-    def _unique(self, hint: str) -> str:
-        uses = self._uses.get(hint, 0)
-        self._uses[hint] = uses + 1
-        return f"{hint}__{uses}" if uses else hint
 
 
 def function_for(symbols: Mapping[str, int | str], dtype: str) -> onnx.FunctionProto:
@@ -174,16 +106,8 @@ def build_function(
         total = scan.emit(*maps, out="y_f32")
         body.op("Cast", total, out="y", to=TensorProto.FLOAT16)
     bits = {"float32": "f32", "float16": "f16"}[dtype]
-    return helper.make_function(
-        DOMAIN,
-        SPEC.name,
-        [t.name for t in SPEC.inputs],
-        [t.name for t in SPEC.outputs],
-        body.nodes,
-        [helper.make_opsetid("", opset)],
-        overload=f"d{channels}_h{height}_w{width}_n{state}_{bits}",
-        doc_string=SPEC.doc,
-    )
+    overload = f"d{channels}_h{height}_w{width}_n{state}_{bits}"
+    return function_of(SPEC, body, overload, opset=opset)
 
 
 def softplus(body: FunctionBody, z: str) -> str:
@@ -200,45 +124,6 @@ def softplus(body: FunctionBody, z: str) -> str:
         "Add", body.op("Exp", low, out="z_exp"), body.constant(1.0, np.float32), out="one_plus_exp"
     )
     return body.op("Max", z, body.op("Log", one_plus, out="log_one_plus_exp"), out="delta")
-
-
-def doubling_scan(
-    body: FunctionBody,
-    decay: str,
-    drive: str,
-    *,
-    axis: int,
-    length: int,
-    rank: int,
-    way: Literal[1, -1] = 1,
-) -> str:
-    """States of h_t = decay_t h_(t-1) + drive_t, h_(-1) = 0, in ceil(log2(length)) steps.
-
-    Hillis and Steele (1986). After the step of distance s, each entry sums up the 2s entries that
-    end there. Zeros enter in place of what would lie before the start, where states are 0.
-
-    Args:
-        body: Where the nodes go.
-        decay: FP32, ``length`` along ``axis``.
-        drive: Of the same shape.
-        axis: The sequence.
-        length: Its length.
-        rank: Number of axes.
-        way: -1 starts at the end of the axis.
-
-    Returns:
-        The states, of the same shape.
-    """
-    distance = 1
-    while distance < length:
-        by = way * distance
-        earlier = body.shift(drive, axis=axis, by=by, rank=rank, out="earlier_state")
-        drive = body.multiply_add(decay, earlier, drive, out="doubled_state")
-        if 2 * distance < length:  # the last step's decays are not used
-            earlier = body.shift(decay, axis=axis, by=by, rank=rank, out="earlier_decay")
-            decay = body.op("Mul", decay, earlier, out="doubled_decay")
-        distance *= 2
-    return drive
 
 
 def _dividing_block(length: int, choices: Sequence[int]) -> int:

@@ -41,8 +41,8 @@ bool supports(Sizes const& sizes, Message& reason) noexcept {
         return reason.set("a state of %d, the kernel takes up to %d", sizes[Symbol::kN], kMaxState);
     }
     if (sizes[Symbol::kH] > kMaxHeight) {
-        return reason.set(
-            "maps of %d rows, the kernel takes up to %d", sizes[Symbol::kH], kMaxHeight);
+        return reason.set("maps of %d rows, the kernel takes up to %d", sizes[Symbol::kH],
+                          kMaxHeight);
     }
     // A product of five extents may leave 64 bits, so it is formed in floating point.
     double elements = 1;

@@ -17,8 +17,21 @@ def _flat_positions(rows: Tensor, cols: Tensor, width: int) -> Tensor:
     return (rows.long()[:, :, None] * width + cols.long()[:, None, :]).flatten(1)[:, None]
 
 
-def _forward(x: Tensor, rows: Tensor, cols: Tensor) -> Tensor:
-    # One axis after the other: PyTorch checks each index against its own side of the map.
+def copy_lines(x: Tensor, rows: Tensor, cols: Tensor) -> Tensor:
+    """y[b, c, i, j] = x[b, c, rows[b, i], cols[b, j]], in PyTorch's own operators.
+
+    Args:
+        x: [B, C, H, W], any type.
+        rows: [B, H'], any integers in [0, H).
+        cols: [B, W'], any integers in [0, W).
+
+    Returns:
+        y [B, C, H', W'], type of ``x``.
+
+    Raises:
+        RuntimeError: An index outside the map (PyTorch's own check).
+    """
+    # One axis after the other: each index is checked against its own side of the map.
     batch, channels, _, width = x.shape
     by_row = rows.long()[:, None, :, None].expand(batch, channels, -1, width)
     by_col = cols.long()[:, None, None, :].expand(batch, channels, rows.shape[1], -1)
@@ -39,7 +52,7 @@ def _save_lines(ctx: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
     ctx.save_for_backward(rows, cols)
 
 
-_op = torch_op.define(SPEC, _forward)
+_op = torch_op.define(SPEC, copy_lines)
 _op.register_autograd(_backward, setup_context=_save_lines)
 
 

@@ -18,6 +18,35 @@ REGIMES: dict[Regime, tuple[float, float, float, float, float]] = {
     "hot": (0.1, 2.0, 2.3, -3.0, -0.3),  # steps so large that decays vanish
 }
 
+KERNEL_SIZES = (
+    # D, H, W: what VMamba has, single lines, odd sizes, and maps too large for the staged kernel.
+    (5, 1, 1),
+    (6, 1, 37),
+    (7, 31, 5),
+    (13, 56, 56),
+    (11, 28, 28),
+    (50, 14, 14),
+    (70, 7, 7),
+    (5, 42, 42),
+    (3, 54, 56),
+    (9, 33, 8),
+    (4, 64, 70),
+    (2, 130, 130),
+    # The rest of that kernel's cuts: runs of 8, 10 and 12, by matrix loads or not, with or without
+    # runs that reach past the map's end.
+    (9, 15, 16),
+    (9, 16, 24),
+    (9, 29, 24),
+    (9, 32, 8),
+    (9, 9, 26),
+    (9, 20, 12),
+    (9, 40, 24),
+    (9, 24, 30),
+    (9, 45, 32),
+    (9, 48, 24),
+)
+"""Sizes that the scan's kernels treat differently: each of their variants for FP16 and N = 1."""
+
 MAPS = ("x", "dt", "b", "c")
 """Inputs that are maps, with a batch; the others are the same for every image."""
 

@@ -595,8 +595,8 @@ class TestVerify:
 
     def test_an_unknown_operator_of_ours_is_refused(self):
         proto = one_gather()
-        proto.graph.node[0].op_type = "SpatialUnitScatter"
-        assert "no operator 'SpatialUnitScatter'" in self.refused(proto)
+        proto.graph.node[0].op_type = "SpatialUnitNowhere"
+        assert "no operator 'SpatialUnitNowhere'" in self.refused(proto)
 
     @pytest.mark.parametrize("name", ["plugin_version", "plugin_namespace"])
     def test_a_wrong_attribute_is_refused(self, name):

@@ -20,9 +20,12 @@ SPEC = replace(like, name={name!r}, torch_name={torch_name!r})
 """
 
 
-def test_exactly_the_two_operators_are_found_under_their_onnx_names() -> None:
+OPERATORS = ["SelectiveScan2D", "SpatialUnitGather", "SpatialUnitMerge", "SpatialUnitScatter"]
+
+
+def test_exactly_the_four_operators_are_found_under_their_onnx_names() -> None:
     found = all_plugins()
-    assert list(found) == ["SelectiveScan2D", "SpatialUnitGather"]
+    assert list(found) == OPERATORS
     assert all(spec.name == name for name, spec in found.items())
 
 
@@ -56,12 +59,12 @@ def add_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Call
 
 def test_a_new_folder_is_an_operator_without_being_listed_anywhere(add_folder: Callable) -> None:
     add_folder("token_merge", SPEC_LIKE.format(name="TokenMerge", torch_name="token_merge"))
-    assert list(all_plugins()) == ["SelectiveScan2D", "SpatialUnitGather", "TokenMerge"]
+    assert list(all_plugins()) == [*OPERATORS, "TokenMerge"]
 
 
 def test_a_module_beside_the_folders_is_no_operator(add_folder: Callable, tmp_path: Path) -> None:
     (tmp_path / "notes.py").write_text("raise RuntimeError('imported')\n")
-    assert len(all_plugins()) == 2
+    assert list(all_plugins()) == OPERATORS
 
 
 @pytest.mark.parametrize("source", ["", "SPEC = None\n", "SPEC = {'name': 'TokenMerge'}\n"])

@@ -6,46 +6,37 @@ block that inherits another block's or nothing, sequences that no block length d
 batch baked into a shape, an axis of N mixed up with D, FP16 inside, a decay that under- or
 overflows. d is small in most inputs here, because d x would hide an error in the scan.
 
-Needs onnx and onnxruntime, and TensorRT-RTX for the last test. A failure is repeated with the
-seed in its message: STORMRT_TEST_SEED=123 pytest ...
+Needs onnx, onnxruntime and PyTorch, and TensorRT-RTX for the last test.
 """
 
 from __future__ import annotations
 
-import os
 from collections import Counter
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
-import numpy.typing as npt
 import pytest
 
+torch = pytest.importorskip("torch")
 onnx = pytest.importorskip("onnx")
 pytest.importorskip("onnx.inliner")
 ort = pytest.importorskip("onnxruntime")
 
 # Imported only where the packages above are: these import them.
 from onnx import TensorProto, helper  # noqa: E402
+from torch import Tensor  # noqa: E402
 
 from stormrt.plugins.selective_scan_2d.onnx_function import (  # noqa: E402
     build_function,
     function_for,
 )
+from stormrt.plugins.selective_scan_2d.reference import reference  # noqa: E402
+from tests.helpers.scans import REGIMES, Regime, images, relative_l2, scan_inputs  # noqa: E402
 
-SEED = int(os.environ.get("STORMRT_TEST_SEED", np.random.SeedSequence().entropy % 2**32))
 FLOAT32_TOLERANCE = 1e-5
 FLOAT16_TOLERANCE = 1e-3
 
-Array = npt.NDArray[Any]
 DType = Literal["float32", "float16"]
-Regime = Literal["init", "mid", "hot"]
-
-# (mean of delta over channels: low, high; spread of dt before softplus; a: low, high)
-REGIMES: dict[Regime, tuple[float, float, float, float, float]] = {
-    "init": (1e-3, 0.1, 0.2, -1.0, -1.0),
-    "mid": (0.02, 0.6, 1.3, -3.0, -0.3),
-    "hot": (0.1, 2.0, 2.3, -3.0, -0.3),
-}
 
 SHAPES = (
     # channels, height, width, state
@@ -61,68 +52,6 @@ SHAPES = (
     (2, 56, 56, 1),
     (2, 9, 10, 16),
 )
-
-
-@pytest.fixture
-def rng(request: pytest.FixtureRequest) -> np.random.Generator:
-    """A generator of its own for each test, repeatable from the seed that it prints."""
-    print(f"STORMRT_TEST_SEED={SEED}")  # pytest shows it where a test fails
-    return np.random.default_rng([SEED, *request.node.name.encode()])
-
-
-def inputs_like(
-    rng: np.random.Generator,
-    shape: tuple[int, int, int, int],
-    *,
-    batch: int = 1,
-    regime: Regime = "mid",
-    dtype: DType = "float32",
-) -> dict[str, Array]:
-    """Random inputs whose delta is spread as in a regime; maps in ``dtype``."""
-    channels, height, width, state = shape
-    low, high, spread, a_low, a_high = REGIMES[regime]
-    delta = np.exp(rng.uniform(np.log(low), np.log(high), 4 * channels))
-
-    def map_of(rows: int) -> Array:
-        return rng.normal(size=(batch, rows, height, width))
-
-    maps = {
-        "x": map_of(channels),
-        "dt": map_of(4 * channels) * spread,
-        "b": map_of(4 * state),
-        "c": map_of(4 * state),
-    }
-    parameters = {
-        "a": rng.uniform(a_low, a_high, (4 * channels, state)),
-        "d": rng.normal(size=4 * channels) * 0.01,
-        "dt_bias": np.log(np.expm1(delta)),
-    }
-    return {k: v.astype(dtype) for k, v in maps.items()} | {
-        k: v.astype(np.float32) for k, v in parameters.items()
-    }
-
-
-def sequential_scan(
-    x: Array, dt: Array, b: Array, c: Array, a: Array, d: Array, dt_bias: Array
-) -> Array:
-    """y [B, D, H, W] in float64, one position after the other."""
-    x, dt, b, c, a, d, dt_bias = (v.astype(np.float64) for v in (x, dt, b, c, a, d, dt_bias))
-    batch, channels, height, width = x.shape
-    state = a.shape[1]
-    by_rows = [(h, w) for h in range(height) for w in range(width)]
-    by_columns = [(h, w) for w in range(width) for h in range(height)]
-    y = np.zeros_like(x)
-    for k, order in enumerate((by_rows, by_columns, by_rows[::-1], by_columns[::-1])):
-        of_d = slice(k * channels, (k + 1) * channels)
-        of_n = slice(k * state, (k + 1) * state)
-        h = np.zeros((batch, channels, state))
-        for row, col in order:
-            delta = np.logaddexp(0, dt[:, of_d, row, col] + dt_bias[of_d])[:, :, None]  # [B, D, 1]
-            u = x[:, :, row, col][:, :, None]  # [B, D, 1]
-            h = np.exp(delta * a[of_d]) * h + delta * b[:, None, of_n, row, col] * u
-            y_k = (h * c[:, None, of_n, row, col]).sum(-1) + d[of_d] * u[:, :, 0]
-            y[:, :, row, col] += y_k
-    return y
 
 
 def model_of(
@@ -168,39 +97,33 @@ def inlined(model: onnx.ModelProto) -> onnx.ModelProto:
     return model
 
 
-def run(model: onnx.ModelProto, *feeds: dict[str, Array]) -> list[Array]:
+def run(model: onnx.ModelProto, *feeds: dict[str, Tensor]) -> list[Tensor]:
     """Outputs of onnxruntime on the CPU."""
     options = ort.SessionOptions()
     options.intra_op_num_threads = 1
     session = ort.InferenceSession(
         model.SerializeToString(), options, providers=["CPUExecutionProvider"]
     )
-    named = {f"{k}{i}": v for i, feed in enumerate(feeds) for k, v in feed.items()}
-    return [np.asarray(y) for y in session.run(None, named)]
-
-
-def relative_l2(got: Array, expected: Array) -> float:
-    """|got - expected| / |expected|; not a number stays one, and compares as too large."""
-    got = got.astype(np.float64)
-    return float(np.linalg.norm(got - expected) / np.linalg.norm(expected))
+    named = {f"{k}{i}": v.numpy() for i, feed in enumerate(feeds) for k, v in feed.items()}
+    return [torch.from_numpy(np.asarray(y)) for y in session.run(None, named)]
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
-def test_agrees_with_the_sequential_scan(
+def test_agrees_with_the_reference(
     shape: tuple[int, int, int, int], rng: np.random.Generator
 ) -> None:
-    feeds = inputs_like(rng, shape)
+    feeds = scan_inputs(rng, shape)
     (y,) = run(inlined(model_of(shape)), feeds)
-    assert relative_l2(y, sequential_scan(**feeds)) < FLOAT32_TOLERANCE
+    assert relative_l2(y, reference(**feeds)) < FLOAT32_TOLERANCE
 
 
 def test_agrees_with_the_sequential_scan_on_random_shapes(rng: np.random.Generator) -> None:
     for _ in range(12):
         channels, height, width = (int(rng.integers(1, high)) for high in (7, 24, 24))
         shape = (channels, height, width, int(rng.choice([1, 4, 16])))
-        feeds = inputs_like(rng, shape)
+        feeds = scan_inputs(rng, shape)
         (y,) = run(inlined(model_of(shape)), feeds)
-        assert relative_l2(y, sequential_scan(**feeds)) < FLOAT32_TOLERANCE, shape
+        assert relative_l2(y, reference(**feeds)) < FLOAT32_TOLERANCE, shape
 
 
 @pytest.mark.parametrize("regime", REGIMES)
@@ -209,29 +132,29 @@ def test_is_stable_in_every_regime_of_the_step_size(
     regime: Regime, state: int, rng: np.random.Generator
 ) -> None:
     shape = (12, 28, 27, state)
-    feeds = inputs_like(rng, shape, regime=regime)
+    feeds = scan_inputs(rng, shape, regime=regime)
     (y,) = run(inlined(model_of(shape)), feeds)
-    assert relative_l2(y, sequential_scan(**feeds)) < FLOAT32_TOLERANCE
+    assert relative_l2(y, reference(**feeds)) < FLOAT32_TOLERANCE
 
 
 def test_stays_finite_where_decays_underflow_and_softplus_is_linear(
     rng: np.random.Generator,
 ) -> None:
     shape = (4, 12, 12, 1)
-    feeds = inputs_like(rng, shape, regime="hot")
-    feeds["dt"] = np.where(rng.random(feeds["dt"].shape) < 0.5, 300, -300).astype(np.float32)
+    feeds = scan_inputs(rng, shape, regime="hot")
+    feeds["dt"] = torch.from_numpy(rng.choice([300, -300], feeds["dt"].shape).astype(np.float32))
     (y,) = run(inlined(model_of(shape)), feeds)
-    assert np.isfinite(y).all()
-    assert relative_l2(y, sequential_scan(**feeds)) < FLOAT32_TOLERANCE
+    assert y.isfinite().all()
+    assert relative_l2(y, reference(**feeds)) < FLOAT32_TOLERANCE
 
 
 def test_loses_few_digits_where_every_step_is_tiny(rng: np.random.Generator) -> None:
     shape = (6, 14, 14, 1)
-    feeds = inputs_like(rng, shape, regime="init")
+    feeds = scan_inputs(rng, shape, regime="init")
     feeds["dt_bias"][:] = np.log(np.expm1(1e-3))
     feeds["d"][:] = 0
     (y,) = run(inlined(model_of(shape)), feeds)
-    assert relative_l2(y, sequential_scan(**feeds)) < 1e-4
+    assert relative_l2(y, reference(**feeds)) < 1e-4
 
 
 @pytest.mark.parametrize("regime", REGIMES)
@@ -239,39 +162,37 @@ def test_loses_few_digits_where_every_step_is_tiny(rng: np.random.Generator) -> 
 def test_float16_maps_cost_no_more_than_their_own_rounding(
     shape: tuple[int, int, int, int], regime: Regime, rng: np.random.Generator
 ) -> None:
-    feeds = inputs_like(rng, shape, regime=regime, dtype="float16")
+    feeds = scan_inputs(rng, shape, regime=regime, dtype=torch.float16)
     (y,) = run(inlined(model_of(shape, dtype="float16")), feeds)
-    assert y.dtype == np.float16
-    assert relative_l2(y, sequential_scan(**feeds)) < FLOAT16_TOLERANCE
+    assert y.dtype == torch.float16
+    assert relative_l2(y, reference(**feeds)) < FLOAT16_TOLERANCE
 
 
 def test_one_graph_serves_every_batch_and_images_do_not_mix(rng: np.random.Generator) -> None:
     shape = (4, 8, 6, 4)
-    feeds = inputs_like(rng, shape, batch=3)
+    feeds = scan_inputs(rng, shape, batch=3)
     model = inlined(model_of(shape, batch="batch"))
     (together,) = run(model, feeds)
-    assert relative_l2(together, sequential_scan(**feeds)) < FLOAT32_TOLERANCE
-    maps = ("x", "dt", "b", "c")
+    assert relative_l2(together, reference(**feeds)) < FLOAT32_TOLERANCE
     for i in range(3):
-        one = feeds | {name: feeds[name][i : i + 1] for name in maps}
-        (alone,) = run(model, one)
-        np.testing.assert_allclose(alone, together[i : i + 1], rtol=1e-5, atol=1e-6)
+        (alone,) = run(model, images(feeds, slice(i, i + 1)))
+        torch.testing.assert_close(alone, together[i : i + 1], rtol=1e-5, atol=1e-6)
 
 
 def test_runs_without_being_inlined(rng: np.random.Generator) -> None:
     shape = (4, 8, 6, 1)
-    feeds = inputs_like(rng, shape)
+    feeds = scan_inputs(rng, shape)
     (y,) = run(model_of(shape), feeds)
-    assert relative_l2(y, sequential_scan(**feeds)) < FLOAT32_TOLERANCE
+    assert relative_l2(y, reference(**feeds)) < FLOAT32_TOLERANCE
 
 
 def test_two_shapes_in_one_graph_are_two_overloads(rng: np.random.Generator) -> None:
     shapes = ((4, 8, 6, 1), (3, 5, 5, 4))
     model = model_of(*shapes)
     assert [f.overload for f in model.functions] == ["d4_h8_w6_n1_f32", "d3_h5_w5_n4_f32"]
-    feeds = [inputs_like(rng, shape) for shape in shapes]
+    feeds = [scan_inputs(rng, shape) for shape in shapes]
     for y, feed in zip(run(inlined(model), *feeds), feeds, strict=True):
-        assert relative_l2(y, sequential_scan(**feed)) < FLOAT32_TOLERANCE
+        assert relative_l2(y, reference(**feed)) < FLOAT32_TOLERANCE
 
 
 @pytest.mark.parametrize("shape", [*SHAPES, (96, 56, 56, 1), (384, 14, 14, 1)], ids=str)

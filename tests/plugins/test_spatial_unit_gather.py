@@ -124,43 +124,13 @@ def test_a_column_outside_the_map_does_not_reach_into_the_next_row() -> None:
 def test_the_onnx_function_keeps_the_same_crossings_for_any_batch(
     size: tuple[int, ...], dtype: str, rng: np.random.Generator
 ) -> None:
-    onnx = pytest.importorskip("onnx")
-    ort = pytest.importorskip("onnxruntime")
-    from stormrt.plugins.spatial_unit_gather.onnx_function import function_for
+    pytest.importorskip("onnx")
+    pytest.importorskip("onnxruntime")
+    from tests.helpers.functions import FunctionSession
 
-    batch, channels, height, width, kept_rows, kept_cols = size
-    symbols = {"B": "batch", "C": channels, "H": height, "W": width}
-    function = function_for(symbols | {"H'": kept_rows, "W'": kept_cols}, dtype)
-    value, kinds = onnx.helper.make_tensor_value_info, onnx.TensorProto
-    kind = {"float32": kinds.FLOAT, "float16": kinds.FLOAT16}[dtype]
-    graph = onnx.helper.make_graph(
-        [
-            onnx.helper.make_node(
-                SPEC.name,
-                ["x", "rows", "cols"],
-                ["y"],
-                domain=function.domain,
-                overload=function.overload,
-            )
-        ],
-        "gather",
-        [
-            value("x", kind, ["batch", channels, height, width]),
-            value("rows", kinds.INT32, ["batch", kept_rows]),
-            value("cols", kinds.INT32, ["batch", kept_cols]),
-        ],
-        [value("y", kind, ["batch", channels, kept_rows, kept_cols])],
-    )
-    model = onnx.helper.make_model(
-        graph,
-        functions=[function],
-        opset_imports=[onnx.helper.make_opsetid(*o) for o in (("", 18), (function.domain, 1))],
-        ir_version=10,
-    )
-    onnx.checker.check_model(model, full_check=True)
-    session = ort.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
-    for images in (batch, batch + 2):
-        x, rows, cols = inputs(rng, (images, *size[1:]), dtype)
-        (y,) = session.run(None, {"x": x, "rows": rows, "cols": cols})
+    first = inputs(rng, size, dtype)
+    run = FunctionSession(SPEC, [v.shape for v in first], dtype)
+    for x, rows, cols in (first, inputs(rng, (size[0] + 2, *size[1:]), dtype)):
+        y = run({"x": x, "rows": rows, "cols": cols})
         assert y.dtype == dtype
         np.testing.assert_array_equal(y, cut(x, rows.tolist(), cols.tolist()))

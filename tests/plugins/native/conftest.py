@@ -10,7 +10,10 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.operator_bench.scan_launches import ScanLaunches
+from stormrt.pipeline.probe import cuda_driver
 from stormrt.plugins.builder import DEFAULT_ARCHS, BuildResult, build_library
+from stormrt.plugins.native import LIBRARY_VARIABLE, NativeLibrary, load_library
 from stormrt.plugins.toolchain import Toolchain, check_headers
 from tests.helpers.native import (
     NATIVE,
@@ -25,18 +28,24 @@ from tests.helpers.native import (
 
 STAND_INS = {
     # Kernels take a minute to compile; what is tested about building takes none of them.
-    "selective_scan_2d": """
+    "selective_scan_2d/kernel.cu": """
         #include "selective_scan_2d/kernel.h"
         namespace stormrt::selective_scan_2d {
         int32_t countTactics(Params const& params) noexcept { return params.state == 1 ? 3 : 2; }
         cudaError_t launch(Params const&, int32_t, cudaStream_t) noexcept { return cudaSuccess; }
         }  // namespace stormrt::selective_scan_2d
     """,
-    "spatial_unit_gather": """
-        #include "spatial_unit_gather/kernel.h"
-        namespace stormrt::spatial_unit_gather {
+    "spatial_unit_merge/kernel.cu": """
+        #include "spatial_unit_merge/kernel.h"
+        namespace stormrt::spatial_unit_merge {
         cudaError_t launch(Params const&, cudaStream_t) noexcept { return cudaSuccess; }
-        }  // namespace stormrt::spatial_unit_gather
+        }  // namespace stormrt::spatial_unit_merge
+    """,
+    "common/line_copy.cu": """
+        #include "common/line_copy.h"
+        namespace stormrt {
+        cudaError_t launchLineCopy(LineCopy const&, cudaStream_t) noexcept { return cudaSuccess; }
+        }  // namespace stormrt
     """,
 }
 
@@ -54,6 +63,37 @@ def library(tools: Toolchain) -> BuildResult:
     return build_library(TOOLS / "plugins", DEFAULT_ARCHS, toolchain=tools)
 
 
+@pytest.fixture(scope="session")
+def gpu_library(tools: Toolchain) -> BuildResult:
+    """The library for this machine's GPU alone."""
+    return build_library(TOOLS / "plugins-gpu", (cuda_driver().gpus[0].sm,), toolchain=tools)
+
+
+@pytest.fixture
+def launched(gpu_library: BuildResult, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
+    """Has PyTorch's operators run the kernels; lists the operators whose kernels ran."""
+    import torch  # only tests on a GPU need it
+
+    monkeypatch.setenv(LIBRARY_VARIABLE, str(gpu_library.core))
+    names: list[str] = []
+    launch = NativeLibrary.launch
+
+    def recorded(self, spec, *arguments, **options):
+        names.append(spec.name)
+        launch(self, spec, *arguments, **options)
+
+    monkeypatch.setattr(NativeLibrary, "launch", recorded)
+    load_library(gpu_library.core)
+    yield names
+    torch.cuda.synchronize()  # an error of a kernel belongs to the test that launched it
+
+
+@pytest.fixture(scope="session")
+def scan_launches(tools: Toolchain, tmp_path_factory: pytest.TempPathFactory) -> ScanLaunches:
+    """What the scan's host code would launch, on any GPU."""
+    return ScanLaunches(tools, tmp_path_factory.mktemp("scan_launches"))
+
+
 @pytest.fixture
 def sources(tmp_path: Path) -> Path:
     """A copy of the C++ sources with kernels that compile at once."""
@@ -61,10 +101,11 @@ def sources(tmp_path: Path) -> Path:
 
 
 def copy_sources(out: Path) -> Path:
-    ignored = shutil.ignore_patterns("__pycache__", "*.pyc", "kernel.cu")
+    ignored = shutil.ignore_patterns("__pycache__", "*.pyc", "*.cu")
     shutil.copytree(ROOT / "plugins", out, ignore=ignored)
     for name, text in STAND_INS.items():
-        (out / name / "kernel.cu").write_text(text)
+        assert (ROOT / "plugins" / name).is_file(), f"{name}: a stand-in for nothing"
+        (out / name).write_text(text)
     return out
 
 

@@ -140,7 +140,7 @@ class TestBuilding:
         assert not list(out.glob(".build*"))
 
     def test_takes_a_warning_in_a_kernel_for_an_error(self, tools, sources: Path, tmp_path: Path):
-        source = sources / "spatial_unit_gather/kernel.cu"
+        source = sources / "spatial_unit_merge/kernel.cu"
         source.write_text(source.read_text() + "__global__ void f() { int unused = 1; }\n")
         with pytest.raises(InputError, match="does not compile"):
             build_library(tmp_path / "out", (75,), toolchain=tools, sources=sources)

@@ -21,6 +21,8 @@ from stormrt.pipeline.probe import cuda_driver
 from stormrt.plugins.derive.cpp_header import native_plugins
 from stormrt.plugins.selective_scan_2d import SPEC as SCAN
 from stormrt.plugins.spatial_unit_gather import SPEC as GATHER
+from stormrt.plugins.spatial_unit_merge import SPEC as MERGE
+from stormrt.plugins.spatial_unit_scatter import SPEC as SCATTER
 from stormrt.plugins.spec import DOMAIN, PluginSpec
 from tests.helpers.native import LEAN_VERSIONS, Host
 
@@ -33,7 +35,7 @@ CHAR, INT32 = 6, 5
 """nvinfer1::PluginFieldType."""
 BUILD, RUNTIME = 0, 1
 
-SPECS = pytest.mark.parametrize("spec", [SCAN, GATHER], ids=lambda spec: spec.name)
+SPECS = pytest.mark.parametrize("spec", native_plugins(), ids=lambda spec: spec.name)
 HOSTS = [None, *LEAN_VERSIONS]
 
 
@@ -91,7 +93,7 @@ def attributes(spec: PluginSpec) -> list[str]:
 def test_the_creators_are_those_of_the_specs_in_our_namespace(host: Host):
     found = {tuple(line.split()[1:]) for line in host.ask("creators") if line.startswith("creator")}
     assert found == {(spec.name, spec.version, DOMAIN) for spec in native_plugins()}
-    assert {spec.name for spec in native_plugins()} >= {SCAN.name, GATHER.name}
+    assert native_plugins() == (SCAN, GATHER, MERGE, SCATTER)
 
 
 def test_the_creators_ask_for_the_attributes_that_every_node_carries(host: Host):
@@ -327,10 +329,11 @@ def test_the_scan_offers_the_tactics_that_its_whole_range_of_batches_can_run(pla
     assert len(offered(1, 4, 16)) == min(map(len, single)) > 0
 
 
-def test_the_gather_has_no_tactics_to_choose_from(plain_host: Host):
-    shapes = shapes_of(GATHER, {"B": 2, "C": 3, "H": 5, "W": 7, "H'": 4, "W'": 6})
-    tensors = ["|".join([d] * 3) for d in descs(GATHER, shapes)[: len(GATHER.inputs)]]
-    assert plain_host.ask("tactics", GATHER.name, *tensors) == ["0"]
+@pytest.mark.parametrize("spec", [GATHER, SCATTER, MERGE], ids=lambda spec: spec.name)
+def test_what_moves_lines_has_no_tactics_to_choose_from(plain_host: Host, spec: PluginSpec):
+    shapes = shapes_of(spec, {"B": 2, "C": 3, "H": 5, "W": 7, "H'": 4, "W'": 6})
+    tensors = ["|".join([d] * 3) for d in descs(spec, shapes)[: len(spec.inputs)]]
+    assert plain_host.ask("tactics", spec.name, *tensors) == ["0"]
 
 
 @SPECS

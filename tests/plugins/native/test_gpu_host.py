@@ -19,13 +19,16 @@ torch = pytest.importorskip("torch")
 
 # Imported only where the packages above are: these import them.
 from stormrt.pipeline.probe import cuda_driver  # noqa: E402
-from stormrt.plugins.builder import BuildResult, build_library  # noqa: E402
+from stormrt.plugins.builder import BuildResult  # noqa: E402
 from stormrt.plugins.selective_scan_2d import SPEC as SCAN  # noqa: E402
 from stormrt.plugins.selective_scan_2d.reference import reference  # noqa: E402
 from stormrt.plugins.spatial_unit_gather import SPEC as GATHER  # noqa: E402
+from stormrt.plugins.spatial_unit_merge import SPEC as MERGE  # noqa: E402
+from stormrt.plugins.spatial_unit_scatter import SPEC as SCATTER  # noqa: E402
 from stormrt.plugins.spec import PluginSpec  # noqa: E402
 from stormrt.plugins.toolchain import Toolchain  # noqa: E402
-from tests.helpers.native import NATIVE, TOOLS, compile_cpp  # noqa: E402
+from tests.helpers.merges import merge_inputs, merge_reference  # noqa: E402
+from tests.helpers.native import NATIVE, compile_cpp  # noqa: E402
 from tests.helpers.scans import scan_inputs  # noqa: E402
 
 pytestmark = [
@@ -49,12 +52,6 @@ SCAN_SHAPES = [
 ]
 
 Run = Callable[..., tuple[int, torch.Tensor | None]]
-
-
-@pytest.fixture(scope="session")
-def gpu_library(tools: Toolchain) -> BuildResult:
-    """The library for this machine's GPU alone."""
-    return build_library(TOOLS / "plugins-gpu", (cuda_driver().gpus[0].sm,), toolchain=tools)
 
 
 @pytest.fixture(scope="session")
@@ -121,3 +118,27 @@ def test_the_gather_keeps_the_lines_that_it_is_told(
     _, y = run(GATHER, [x, r, c], [batch, channels, rows, cols], 0)
     for b in range(batch):
         assert torch.equal(y[b], x[b][:, r[b].long()][:, :, c[b].long()])
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
+def test_the_scatter_restores_the_grid_from_the_lines_that_it_is_told(
+    run: Run, dtype: torch.dtype, rng: np.random.Generator
+):
+    batch, channels, rows, cols, height, width = 3, 11, 6, 4, 11, 7
+    x = torch.from_numpy(rng.normal(size=(batch, channels, rows, cols))).to(dtype)
+    row_of, col_of = (
+        torch.from_numpy(np.sort(rng.integers(kept, size=(batch, lines))).astype(np.int32))
+        for kept, lines in ((rows, height), (cols, width))
+    )
+    _, y = run(SCATTER, [x, row_of, col_of], [batch, channels, height, width], 0)
+    for b in range(batch):
+        assert torch.equal(y[b], x[b][:, row_of[b].long()][:, :, col_of[b].long()])
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
+def test_the_merge_agrees_with_float64(run: Run, dtype: torch.dtype, rng: np.random.Generator):
+    inputs = merge_inputs(rng, (3, 11, 13, 9, 6, 4), str(dtype).removeprefix("torch."))
+    expected = torch.from_numpy(merge_reference(inputs))
+    _, y = run(MERGE, [torch.from_numpy(v) for v in inputs.values()], list(expected.shape), 0)
+    error = torch.linalg.norm(y.double() - expected) / torch.linalg.norm(expected)
+    assert error < TOLERANCE[dtype]

@@ -14,9 +14,15 @@ from stormrt.plugins.builder import BuildResult
 from stormrt.plugins.native import DeviceTensor, NativeLibrary, library_path, load_library
 from stormrt.plugins.selective_scan_2d import SPEC as SCAN
 from stormrt.plugins.spatial_unit_gather import SPEC as GATHER
+from stormrt.plugins.spatial_unit_merge import SPEC as MERGE
+from stormrt.plugins.spatial_unit_scatter import SPEC as SCATTER
 
 SCAN_SHAPES = [(2, 6, 5, 7), (2, 24, 5, 7), (2, 4, 5, 7), (2, 4, 5, 7), (24, 1), (24,), (24,)]
-GATHER_SHAPES = [(2, 6, 5, 7), (2, 4), (2, 3)]
+LINE_SHAPES = {  # inputs, and the output
+    GATHER: ([(2, 6, 5, 7), (2, 4), (2, 3)], (2, 6, 4, 3)),
+    SCATTER: ([(2, 6, 4, 3), (2, 5), (2, 7)], (2, 6, 5, 7)),
+    MERGE: ([(2, 6, 5, 7), (2, 4), (2, 3), (2, 5), (2, 7)], (2, 6, 4, 3)),
+}
 
 
 @pytest.fixture
@@ -39,8 +45,9 @@ def test_tells_what_it_was_built_from(opened: NativeLibrary, library: BuildResul
 def test_counts_tactics(opened: NativeLibrary):
     for dtype in SCAN.io_dtypes:
         assert opened.count_tactics(SCAN, SCAN_SHAPES, [(2, 6, 5, 7)], io_dtype=dtype) >= 1
-    for dtype in GATHER.io_dtypes:
-        assert opened.count_tactics(GATHER, GATHER_SHAPES, [(2, 6, 4, 3)], io_dtype=dtype) == 0
+    for spec, (inputs, output) in LINE_SHAPES.items():
+        for dtype in spec.io_dtypes:
+            assert opened.count_tactics(spec, inputs, [output], io_dtype=dtype) == 0
 
 
 def test_refuses_what_does_not_fit_the_contract_before_it_touches_memory(opened: NativeLibrary):
@@ -61,6 +68,27 @@ def test_refuses_what_does_not_fit_the_contract_before_it_touches_memory(opened:
         launch(SCAN_SHAPES, [(2, 6, 5, 7)], dtype="int32")
     with pytest.raises(InputError, match="rank 9"):
         launch([(1,) * 9, *SCAN_SHAPES[1:]], [(2, 6, 5, 7)])
+
+
+@pytest.mark.parametrize(
+    ("spec", "changed", "reason"),
+    [
+        (GATHER, {1: (3, 4)}, "'rows' does not fit the others: axis 0 is 3"),
+        (SCATTER, {1: (2, 5, 1)}, "'row_of' has rank 3, expected 2"),
+        (SCATTER, {2: (1, 7)}, "'col_of' does not fit the others: axis 0 is 1"),
+        (SCATTER, {1: (2, 6)}, r"'y' has the shape \[2, 6, 5, 7\], expected \[2, 6, 6, 7\]"),
+        (MERGE, {3: (2, 4)}, "'row_weights' does not fit the others: axis 1 is 4"),
+        (MERGE, {4: (2, 5)}, "'col_weights' does not fit the others: axis 1 is 5"),
+        (MERGE, {2: (3,)}, "'col_starts' has rank 1, expected 2"),
+        (MERGE, {2: (2, 7)}, r"'y' has the shape \[2, 6, 4, 3\], expected \[2, 6, 4, 7\]"),
+    ],
+    ids=lambda value: getattr(value, "name", str(value)),
+)
+def test_lines_that_do_not_fit_are_refused(opened: NativeLibrary, spec, changed, reason):
+    inputs, output = LINE_SHAPES[spec]
+    shapes = [changed.get(index, shape) for index, shape in enumerate(inputs)]
+    with pytest.raises(InputError, match=reason):
+        opened.launch(spec, tensors(shapes), tensors([output]), io_dtype="float16", stream=0)
 
 
 def test_a_library_of_other_contracts_is_refused(
