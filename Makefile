@@ -19,7 +19,7 @@ demo: $(READY)
 
 # Lint, types and tests.
 test: lint $(TOOLS)
-	OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest
+	OMP_WAIT_POLICY=PASSIVE OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n logical --dist loadfile
 
 lint: $(READY)
 	$(BIN)/ruff check .

@@ -8,23 +8,20 @@ final names, so that a failure leaves an earlier build's files as they were.
 from __future__ import annotations
 
 import shlex
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, TypeVar
+from typing import Literal, TypeVar
 
 import stormrt
-from stormrt.errors import EnvironmentMissingError, InputError
+from stormrt.errors import InputError
 from stormrt.pipeline.artifacts import (
     EngineArtifact,
-    ExportedGraph,
     FileDigest,
     GoldenData,
     LoweredGraph,
     LoweredGraphs,
     ModelSpec,
-    QuantizedGraph,
 )
 from stormrt.pipeline.files import (
     folder_lock,
@@ -35,6 +32,8 @@ from stormrt.pipeline.files import (
     sweep,
     write_text,
 )
+from stormrt.pipeline.graph_stages import make_graphs, model_facts, version, workstation_packages
+from stormrt.pipeline.model_spec import resolve_spec
 from stormrt.pipeline.probe import installed_version
 from stormrt.pipeline.report import to_markdown
 from stormrt.pipeline.runtimes import RuntimeChoice, choose_runtime
@@ -50,12 +49,7 @@ from stormrt.pipeline.schema import (
     ValidationReport,
 )
 from stormrt.pipeline.stage_cache import StageCache
-from stormrt.storm.plan import parse_plan, stage_grids
-from stormrt.storm.variants import get_variant
 from stormrt.targets import Precision, RuntimeName, Target, dump_target, load_target
-
-if TYPE_CHECKING:
-    from stormrt.storm.plan import StormPlan
 
 STAGES = ("golden", "export", "precision", "lower", "engine", "validate")
 """In order. ``golden`` is first: a bad checkpoint or photograph shows before the long stages."""
@@ -91,12 +85,15 @@ class BuildRequest:
     target: str
     out: Path
     checkpoint: Path | None = None
-    num_classes: int = 1000
+    """None: weights that come with the package, else random ones."""
+    num_classes: int | None = None
+    """None: the variant's."""
     precision: str | None = None
     """None: the recipe's default."""
     storm: str = "keep=1"
-    height: int = 224
-    width: int = 224
+    height: int | None = None
+    """Image height in pixels; None: the variant's, as for the width."""
+    width: int | None = None
     batch: int = 1
     dynamic_batch: bool = False
     photographs: Path | None = None
@@ -148,7 +145,6 @@ def resolve(request: BuildRequest) -> BuildPlan:
         InputError: Anything that is wrong with it.
         EnvironmentMissingError: The packaged photographs are missing.
     """
-    variant = get_variant(request.model)
     target = load_target(request.target)
     precision = request.precision or target.build.default_precision
     if precision not in target.build.precisions:
@@ -157,20 +153,21 @@ def resolve(request: BuildRequest) -> BuildPlan:
             where="--precision",
             expected=" or ".join(target.build.precisions),
         )
-    check_numbers(batch=request.batch, num_classes=request.num_classes, seed=request.seed)
     for stage, option in ((request.first, "--from"), (request.last, "--to")):
         if stage is not None and stage not in STAGES:
             raise InputError("no such stage", where=option, got=stage, expected=", ".join(STAGES))
-    stage_grids(variant, request.height, request.width)
-    plan: StormPlan = parse_plan(request.storm, variant, request.height, request.width)
+    spec = resolve_spec(
+        request.model,
+        checkpoint=request.checkpoint,
+        num_classes=request.num_classes,
+        storm=request.storm,
+        height=request.height,
+        width=request.width,
+        batch=request.batch,
+        dynamic_batch=request.dynamic_batch,
+        seed=request.seed,
+    )
     require_folder(request.out)
-    checkpoint = request.checkpoint
-    if checkpoint is not None and not checkpoint.is_file():
-        raise InputError(
-            "the checkpoint does not exist",
-            where=str(checkpoint),
-            fix="check the path; upstream's files are on the releases page of MzeroMiko/VMamba",
-        )
     # Imported here: Pillow and NumPy are not needed to refuse a bad request.
     from stormrt.pipeline.photographs import (
         check_photographs,
@@ -184,40 +181,13 @@ def resolve(request: BuildRequest) -> BuildPlan:
         photographs = find_photographs(request.photographs)
         check_photographs(photographs)
     return BuildPlan(
-        spec=ModelSpec(
-            name=variant.name,
-            num_classes=request.num_classes,
-            checkpoint=None if checkpoint is None else str(checkpoint),
-            checkpoint_sha256=None if checkpoint is None else sha256_file(checkpoint),
-            seed=request.seed,
-            height=request.height,
-            width=request.width,
-            batch=request.batch,
-            dynamic_batch=request.dynamic_batch,
-            plan=plan,
-        ),
+        spec=spec,
         target=target,
         precision=precision,
         runtime=choose_runtime(target, request.runtime),
         photographs=photographs,
         out=request.out,
     )
-
-
-def check_numbers(*, batch: int, num_classes: int, seed: int) -> None:
-    """Check the numbers that describe a model.
-
-    Raises:
-        InputError: One is out of range.
-    """
-    if batch < 1:
-        raise InputError("the batch is too small", where="--batch", got=str(batch))
-    if num_classes < 1:
-        raise InputError("there must be a class", where="--classes", got=str(num_classes))
-    if not 0 <= seed < 2**63:
-        raise InputError(
-            "the seed is out of range", where="--seed", got=str(seed), expected="0 to 2^63 - 1"
-        )
 
 
 def build(
@@ -290,82 +260,31 @@ def _run(
     on_progress: ProgressCallback | None,
 ) -> BuildOutcome:
     chain, work, spec = _Chain(plan, request, on_stage), plan.work, plan.spec
-    # The checkpoint counts by its bytes, not by where it lies.
-    model_facts: dict[str, object] = {
-        **asdict(spec),
-        "checkpoint": None,
-        "torch": _version("torch"),
-    }
     photographs = [sha256_file(path) for path in plan.photographs]
 
     def run_golden() -> GoldenData:
-        with _workstation():
+        with workstation_packages():
             from stormrt.pipeline.golden import make_golden
         return make_golden(spec, plan.photographs, work / GOLDEN_NAME)
 
     golden = chain.stage(
         "golden",
         GoldenData,
-        {**model_facts, "photographs": photographs, "batch": None, "pillow": _version("pillow")},
+        {
+            **model_facts(spec),
+            "photographs": photographs,
+            "batch": None,
+            "pillow": version("pillow"),
+        },
         run_golden,
         lambda g: (g.file,),
     )
 
-    def run_export() -> ExportedGraph:
-        with _workstation():
-            from stormrt.pipeline.export import export
-        return export(spec, work / "exported.onnx")
-
-    exported = chain.stage(
-        "export",
-        ExportedGraph,
-        {**model_facts, "onnx": _version("onnx"), "onnxscript": _version("onnxscript")},
-        run_export,
-        lambda e: (e.file,),
-    )
-
-    def run_precision() -> QuantizedGraph:
-        with _workstation():
-            from stormrt.pipeline.precision import set_precision
-        source, out = work / "exported.onnx", work / "quantized.onnx"
-        return set_precision(source, plan.precision, out)
-
-    quantized = chain.stage(
-        "precision",
-        QuantizedGraph,
-        {
-            "source": exported and exported.file.sha256,
-            "precision": plan.precision,
-            "onnxruntime": _version("onnxruntime"),
-        },
-        run_precision,
-        lambda q: (q.file,),
-    )
-
-    def run_lower() -> LoweredGraphs:
-        with _workstation():
-            from stormrt.pipeline.lower import lower
-        wants_plugins = plan.runtime.recipe.lowering == "plugin"
-        return lower(
-            work / "quantized.onnx",
-            work / "native.onnx",
-            work / "plugin.onnx" if wants_plugins else None,
-        )
-
-    lowered = chain.stage(
-        "lower",
-        LoweredGraphs,
-        {
-            "source": quantized and quantized.file.sha256,
-            "lowering": plan.runtime.recipe.lowering,
-            "onnx": _version("onnx"),
-        },
-        run_lower,
-        lambda g: tuple(graph.file for graph in (g.native, g.plugin) if graph is not None),
-    )
+    lowered = make_graphs(chain.stage, spec, plan.precision, plan.runtime.recipe.lowering, work)
     final = None if lowered is None else _final_graph(lowered)
 
     def run_engine() -> EngineArtifact:
+        from stormrt.pipeline.device_build import PLUGIN_FOLDER, plugin_libraries
         from stormrt.pipeline.engine import build_engine
 
         assert final is not None  # the stage before has run
@@ -374,6 +293,7 @@ def _run(
             runtime=plan.runtime.recipe.name,
             target=plan.target,
             out=work / ENGINE_NAME,
+            plugin_libraries=plugin_libraries(final.plugins, plan.target, work / PLUGIN_FOLDER),
             progress=on_progress,
             board_command=_board_command(plan.out),
             max_batch=spec.batch if spec.dynamic_batch else None,
@@ -394,7 +314,7 @@ def _run(
                 "source": final and final.file.sha256,
                 "target": target_digest(plan.target),
                 "runtime": plan.runtime.recipe.name,
-                "version": _version(_distribution(plan.runtime.recipe.name)),
+                "version": version(distribution(plan.runtime.recipe.name)),
             },
             run_engine,
             lambda e: (e.file,),
@@ -403,7 +323,7 @@ def _run(
         chain.statuses.append(("engine", "not asked for"))
 
     def run_validate() -> ValidationReport:
-        with _workstation():
+        with workstation_packages():
             from stormrt.pipeline.validate import validate_build
         return validate_build(plan, work, engine)
 
@@ -417,7 +337,7 @@ def _run(
             "golden": golden and golden.file.sha256,
             "target": target_digest(plan.target),
             "spec": asdict(spec),  # the report names the checkpoint
-            "tools": [_version(name) for name in _TOOLS],
+            "tools": [version(name) for name in _TOOLS],
         },
         run_validate,
         lambda _: (),
@@ -498,28 +418,10 @@ def target_digest(target: Target) -> str:
     return sha256_text(json.dumps(dump_target(target), sort_keys=True))
 
 
-def _version(name: str) -> str:
-    return installed_version(name) or "absent"
-
-
-def _distribution(runtime: RuntimeName) -> str:
+def distribution(runtime: RuntimeName) -> str:
+    """The distribution that has a runtime's package."""
     return "tensorrt-rtx-cu13" if runtime == "tensorrt_rtx" else "tensorrt"
 
 
 def _board_command(out: Path) -> str:
     return f"stormrt build {shlex.quote(out.absolute().name)}/"
-
-
-@contextmanager
-def _workstation() -> Iterator[None]:
-    """Turn a missing package of the workstation phase into a message with its remedy."""
-    try:
-        yield
-    except ModuleNotFoundError as error:
-        if (error.name or "").startswith("stormrt"):
-            raise
-        raise EnvironmentMissingError(
-            f"the package {error.name!r} is not installed",
-            where="workstation phase",
-            fix='pip install "stormrt[workstation]"',
-        ) from error

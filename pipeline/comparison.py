@@ -22,7 +22,8 @@ from stormrt.pipeline.metrics import Metrics, compare, relative_l2
 from stormrt.pipeline.model_source import build_model
 from stormrt.pipeline.onnx_file import load_onnx
 from stormrt.pipeline.rewrite.name_by_module import boundary_values, selection_values
-from stormrt.storm.vmamba import LineReduction, Selection, VMamba, forced_selections
+from stormrt.storm.reductions import LineChoice
+from stormrt.storm.vmamba import VMamba, forced_selections
 
 PYTORCH = "pytorch"
 ONNXRUNTIME = "onnxruntime"
@@ -93,7 +94,8 @@ class Comparison:
     end_to_end: Metrics
     """PyTorch left to itself."""
     selection_agreement: float | None
-    """Share of the runtime's kept lines that PyTorch keeps too; None for dense models."""
+    """Share of the runtime's kept lines that PyTorch keeps too; None where the graph chooses none:
+    dense models, and lines that are the same for every image."""
 
 
 def run_onnxruntime(
@@ -113,7 +115,7 @@ def run_onnxruntime(
     G_LOGGER.module_severity = {"": G_LOGGER.ERROR}
     proto = load_onnx(path)
     selections = selection_values(proto.graph)
-    expose(proto, [name for pair in selections.values() for name in pair])
+    expose(proto, selections)
     session = open_session(proto.SerializeToString(), str(path))
     cut = batches(images, spec.batch)
     results = Comparator.run(
@@ -128,10 +130,7 @@ def run_onnxruntime(
     end_to_end = compare_images(outputs, logits)
     if not selections:
         return Comparison(end_to_end, end_to_end, None)
-    chosen = {
-        module: tuple(np.concatenate([i[name] for i in iterations]) for name in pair)
-        for module, pair in selections.items()
-    }
+    chosen = {name: np.concatenate([i[name] for i in iterations]) for name in selections}
     followed, agreement = _follow(spec, images, chosen)
     return Comparison(compare_images(outputs, followed), end_to_end, agreement)
 
@@ -153,7 +152,7 @@ def compare_images(outputs: NDArray[np.float32], reference: NDArray[np.float32])
 def _follow(
     spec: ModelSpec,
     images: NDArray[np.float32],
-    chosen: dict[str, tuple[NDArray[np.int32], ...]],
+    chosen: dict[str, NDArray[np.int32]],
 ) -> tuple[NDArray[np.float32], float]:
     """PyTorch's logits when it keeps the lines given, and how many of them it would keep itself."""
     model = build_model(spec)
@@ -161,33 +160,30 @@ def _follow(
     with torch.inference_mode():
         for index, image in enumerate(images):
             lines = {
-                module: (
-                    torch.from_numpy(rows[index : index + 1]),
-                    torch.from_numpy(cols[index : index + 1]),
-                )
-                for module, (rows, cols) in chosen.items()
+                name: torch.from_numpy(kept_lines[index : index + 1])
+                for name, kept_lines in chosen.items()
             }
-            own: dict[str, Selection] = {}
-            handles = [_record_choice(model, module, own) for module in lines]
+            own: dict[str, torch.Tensor] = {}
+            handles = [_record_choice(model, name, own) for name in lines]
             with forced_selections(model, lines):
                 logits.append(model(torch.from_numpy(image[None])).numpy())
             for handle in handles:
                 handle.remove()
-            for module, given in lines.items():
-                for theirs, ours in zip(given, own[module], strict=True):
-                    kept += theirs.numel()
-                    agreed += int(torch.isin(theirs, ours).sum())
+            for name, theirs in lines.items():
+                kept += theirs.numel()
+                # Where windows choose, each is compared with itself.
+                agreed += int((theirs[..., :, None] == own[name][..., None, :]).sum())
     return np.concatenate(logits), float(f"{agreed / kept:.6g}")
 
 
 def _record_choice(
-    model: VMamba, name: str, own: dict[str, Selection]
+    model: VMamba, name: str, own: dict[str, torch.Tensor]
 ) -> torch.utils.hooks.RemovableHandle:
-    """Note what a reduction would choose by its own scores, whatever it is forced to keep."""
+    """Note which lines would be chosen by their scores, whatever is forced to be kept."""
     module = model.get_submodule(name)
-    assert isinstance(module, LineReduction)  # names come from the plan's reductions
+    assert isinstance(module, LineChoice)  # values of the graph have their names
 
-    def note(_module: torch.nn.Module, inputs: tuple[torch.Tensor, torch.Tensor | None]) -> None:
+    def note(_module: torch.nn.Module, inputs: tuple[torch.Tensor]) -> None:
         own[name] = module.choose(*inputs)
 
     return module.register_forward_pre_hook(note)
@@ -219,17 +215,13 @@ def first_diverging_layer(
     proto = load_onnx(path)
     typed = {v.name for v in proto.graph.value_info}
     layers = [name for name in boundary_values(proto.graph) if name in typed]
-    selections = selection_values(proto.graph)
-    lines = [name for pair in selections.values() for name in pair]
+    lines = selection_values(proto.graph)
     expose(proto, [*layers, *lines])
     (part, count), *_ = batches(images[: spec.batch], spec.batch)
     session = open_session(proto.SerializeToString(), str(path))
     names = [*layers, OUTPUT_NAME, *lines]
     outputs = dict(zip(names, session.run(names, {INPUT_NAME: part}), strict=True))
-    forced = {
-        module: (torch.from_numpy(outputs[rows]), torch.from_numpy(outputs[cols]))
-        for module, (rows, cols) in selections.items()
-    }
+    forced = {name: torch.from_numpy(outputs[name]) for name in lines}
     reference = _module_outputs(spec, part, layers, forced)
     for name in (*layers, OUTPUT_NAME):
         ours = np.asarray(outputs[name])[:count].astype(np.float64)
@@ -242,7 +234,7 @@ def _module_outputs(
     spec: ModelSpec,
     images: NDArray[np.float32],
     layers: list[str],
-    selections: dict[str, Selection],
+    selections: dict[str, torch.Tensor],
 ) -> dict[str, NDArray[np.float32]]:
     model = build_model(spec)
     found: dict[str, NDArray[np.float32]] = {}

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from stormrt.errors import InputError
-from stormrt.pipeline.artifacts import EngineArtifact, FileDigest
+from stormrt.pipeline.artifacts import EngineArtifact, FileDigest, PluginUse
 from stormrt.pipeline.engine import build_engine, require_gpu
 from stormrt.pipeline.files import folder_lock, sha256_file, write_text
 from stormrt.pipeline.schema import ENGINE_NAME, MANIFEST_NAME, MODEL_NAME, Manifest
@@ -44,25 +44,27 @@ def read_bundle(folder: Path) -> tuple[Manifest, Target]:
     return manifest, parse_target(manifest.recipe, origin=str(folder / MANIFEST_NAME))
 
 
-def plugin_libraries(manifest: Manifest, target: Target, folder: Path) -> tuple[Path, ...]:
-    """The plugin library that a bundle's graph needs: the one named, or one built here.
+def plugin_libraries(
+    plugins: tuple[PluginUse, ...], target: Target, folder: Path
+) -> tuple[Path, ...]:
+    """The plugin library that a graph needs: the one named, or one built here.
 
     Args:
-        manifest: The bundle's.
-        target: Its recipe.
+        plugins: The graph's custom operators; none: no library is needed.
+        target: The recipe of the board.
         folder: Where a library is built, and found again.
 
     Raises:
         InputError: ``STORMRT_PLUGIN_LIB`` names no file.
         EnvironmentMissingError: None is named, and there is no compiler to build one.
     """
-    if not manifest.plugins:
+    if not plugins:
         return ()
     named = os.environ.get(LIBRARY_VARIABLE)
     if not named:
         return (build_library(folder, (target.device.sm,)).core,)
     if not Path(named).is_file():
-        uses = ", ".join(f"{p.name} (version {p.version})" for p in manifest.plugins)
+        uses = ", ".join(f"{p.name} (version {p.version})" for p in plugins)
         raise InputError(
             "the plugin library does not exist",
             where=f"environment variable {LIBRARY_VARIABLE}",
@@ -112,7 +114,7 @@ def build_bundle(
             runtime=recipe.name,
             target=target,
             out=folder / ENGINE_NAME,
-            plugin_libraries=plugin_libraries(manifest, target, folder / PLUGIN_FOLDER),
+            plugin_libraries=plugin_libraries(manifest.plugins, target, folder / PLUGIN_FOLDER),
             progress=on_progress,
             board_command=command,
             max_batch=manifest.model.batch if manifest.model.dynamic_batch else None,

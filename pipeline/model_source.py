@@ -3,10 +3,9 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import torch
 
+from stormrt.models import weights_path
 from stormrt.pipeline.artifacts import ModelSpec
 from stormrt.storm.checkpoint import load_checkpoint
 from stormrt.storm.vmamba import VMamba, build_vmamba
@@ -22,5 +21,5 @@ def build_model(spec: ModelSpec) -> VMamba:
         torch.manual_seed(spec.seed)
         model = build_vmamba(spec.name, spec.num_classes)
     if spec.checkpoint is not None:
-        load_checkpoint(model, Path(spec.checkpoint))
+        load_checkpoint(model, weights_path(spec.checkpoint))
     return model.with_plan(spec.plan).freeze()

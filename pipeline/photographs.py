@@ -1,17 +1,25 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Real photographs as golden inputs, and their preprocessing."""
+"""Photographs and their preprocessing: golden inputs, images of a data set, one to classify."""
 
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Sequence
+import io
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 from stormrt.errors import EnvironmentMissingError, InputError
+from stormrt.storm.plan import MIN_IMAGE_SIDE
+
+ImageSource: TypeAlias = Path | bytes
+"""An encoded image: a file, or the bytes of one."""
 
 MEAN = (0.485, 0.456, 0.406)
 STD = (0.229, 0.224, 0.225)
@@ -45,6 +53,10 @@ _PACKAGED = {
     "sklearn": ("datasets/images", ("china.jpg", "flower.jpg")),
 }
 """Photographs that come with scikit-image and scikit-learn."""
+
+
+class UnreadableImageError(InputError):
+    """An image is missing, damaged, or none."""
 
 
 def packaged_photographs() -> tuple[Path, ...]:
@@ -94,27 +106,54 @@ def check_photographs(paths: Sequence[Path]) -> None:
     """Check that every file is an image, without decoding it.
 
     Raises:
-        InputError: A file is not an image.
+        UnreadableImageError: A file is not an image.
     """
     for path in paths:
-        try:
-            with Image.open(path):
-                pass
-        except (UnidentifiedImageError, Image.DecompressionBombError, OSError) as error:
-            raise _unreadable(path, error) from error
+        image_size(path, str(path))
 
 
-def _unreadable(path: Path, error: Exception) -> InputError:
-    return InputError(
-        "a photograph could not be read",
-        where=str(path),
-        got=str(error).splitlines()[0],
-        expected="a JPEG, PNG, WebP, BMP or TIFF image",
-    )
+def image_size(source: ImageSource, where: str) -> tuple[int, int]:
+    """Height and width in pixels, from the image's header alone.
+
+    Args:
+        source: The image.
+        where: Its name in messages.
+
+    Raises:
+        UnreadableImageError: It is missing or is not an image.
+    """
+    with _opened(source, where) as image:
+        return image.height, image.width
+
+
+def _decoded(source: ImageSource, where: str) -> Image.Image:
+    """The whole image in RGB. Raises as ``image_size``."""
+    with _opened(source, where) as image:
+        return image.convert("RGB")
+
+
+@contextmanager
+def _opened(source: ImageSource, where: str) -> Iterator[Image.Image]:
+    """An image, for what is done with it within the context. Raises as ``image_size``."""
+    try:
+        with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as image:
+            yield image
+    except Exception as error:  # Pillow's decoders raise many kinds on bad bytes
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        if isinstance(source, bytes):
+            reason = re.sub(r"<_io\.BytesIO object at \w+>", "these bytes", reason)
+        raise UnreadableImageError(
+            "a photograph could not be read",
+            where=where,
+            got=reason,
+            expected="a JPEG, PNG, WebP, BMP or TIFF image",
+        ) from error
 
 
 def preprocess(path: Path, height: int, width: int) -> NDArray[np.float32]:
     """Resize (bicubic), crop the centre, normalise: upstream's evaluation, for any H x W.
+
+    A photograph that is too small is enlarged: for comparing two runtimes that does no harm.
 
     Args:
         path: An image file that Pillow reads.
@@ -125,20 +164,66 @@ def preprocess(path: Path, height: int, width: int) -> NDArray[np.float32]:
         [3, H, W], FP32.
 
     Raises:
-        InputError: The file is missing or is not an image.
+        UnreadableImageError: The file is missing or is not an image.
     """
-    try:
-        with Image.open(path) as opened:
-            image = opened.convert("RGB")
-    except (
-        UnidentifiedImageError,
-        Image.DecompressionBombError,
-        OSError,
-        ValueError,
-        SyntaxError,
-    ) as error:
-        raise _unreadable(path, error) from error
-    scale = max(height * RESIZE_RATIO / image.height, width * RESIZE_RATIO / image.width)
+    image = _decoded(path, str(path))
+    return _cropped(image, _scale(image, height, width), height, width)
+
+
+def preprocess_labelled(
+    source: ImageSource, where: str, height: int, width: int
+) -> NDArray[np.float32]:
+    """As ``preprocess``, but never enlarged: for what says how good a model is.
+
+    An image between the input's size and 256/224 of it is only cropped, one of the input's size
+    passes as it is.
+
+    Args:
+        source: The image.
+        where: Its name in messages.
+        height: H in pixels.
+        width: W in pixels.
+
+    Returns:
+        [3, H, W], FP32.
+
+    Raises:
+        UnreadableImageError: It is missing or is not an image.
+        InputError: It is smaller than the input on a side.
+    """
+    image = _decoded(source, where)
+    if is_too_small((image.height, image.width), height, width):
+        raise too_small((image.height, image.width), where, height, width)
+    return _cropped(image, min(1.0, _scale(image, height, width)), height, width)
+
+
+def is_too_small(size: tuple[int, int], height: int, width: int) -> bool:
+    """Whether an image of a size (H, W) would have to be enlarged."""
+    return size[0] < height or size[1] < width
+
+
+def too_small(size: tuple[int, int], where: str, height: int, width: int) -> InputError:
+    """The error for an image that would have to be enlarged."""
+    most = min(size)
+    return InputError(
+        "an image is smaller than the model's input, and images are never enlarged",
+        where=where,
+        got=f"{size[0]}x{size[1]} pixels (height x width)",
+        expected=f"{height}x{width} or larger",
+        fix=(
+            f"give larger images, or a smaller input: --size {most}"
+            if most >= MIN_IMAGE_SIDE
+            else "give larger images"
+        ),
+    )
+
+
+def _scale(image: Image.Image, height: int, width: int) -> float:
+    return max(height * RESIZE_RATIO / image.height, width * RESIZE_RATIO / image.width)
+
+
+def _cropped(image: Image.Image, scale: float, height: int, width: int) -> NDArray[np.float32]:
+    """An image in RGB, scaled -> its centre [3, H, W], normalised, FP32."""
     resized = image.resize(
         (max(width, round(image.width * scale)), max(height, round(image.height * scale))),
         Image.Resampling.BICUBIC,

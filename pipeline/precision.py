@@ -22,8 +22,11 @@ from stormrt.plugins.spec import DOMAIN
 from stormrt.targets import Precision
 
 _FP32_OPS = ("LayerNormalization", "ReduceMean", "ReduceSum", "GlobalAveragePool")
-_FP32_MODULES = re.compile(r"(^|\.)(reductions\.\d+|step_size)/")
-"""Nodes of STORM's scores and selection, by the module they come from."""
+_FP32_MODULES = re.compile(
+    r"(^|\.)(reductions\.\d+(\.(score|rows|cols))?|step_size|clipped_output|whole)/"
+)
+"""Nodes of STORM's scores, selection and weights, by the module they come from. Those that only
+move tokens (``tokens``) are not among them."""
 
 
 def to_fp16(model: onnx.ModelProto) -> int:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``ValidationReport`` -> Markdown and console tables. Renders, never computes."""
+"""Reports -> Markdown and console tables. Renders, never computes."""
 
 from __future__ import annotations
 
@@ -7,7 +7,12 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
-from stormrt.pipeline.schema import ValidationReport, ValidationRow
+from stormrt.pipeline.schema import (
+    Classification,
+    Evaluation,
+    ValidationReport,
+    ValidationRow,
+)
 
 _HEADINGS = (
     "runtime",
@@ -115,11 +120,65 @@ def to_console(report: ValidationReport) -> Group:
     for row in report.rows:
         table.add_row(*_cells(row))
     failures = [f"{r.runtime}: {r.reason}" for r in report.rows if r.status == "failed"]
-    facts = Text("\n".join(f"{name}: {value}" for name, value in _facts(report)), style="dim")
     style = "bold green" if report.passed else "bold red"
     return Group(
         Text(report.summary, style=style),
         table,
         *(Text(f, style="red") for f in failures),
-        facts,
+        _dim(_facts(report)),
     )
+
+
+_MOST_SHOWN = 20
+"""Classes that fit into a table."""
+
+
+def evaluation_to_console(result: Evaluation) -> Group:
+    """An evaluation for a terminal, the top-1 on the first line."""
+    verdict = Text(
+        f"top-1 {result.top1:.2%}: {result.correct} of {result.images} images", style="bold"
+    )
+    facts = [
+        *_model_facts(result),
+        ("data", result.data),
+        ("time", f"{result.seconds:.1f} s, {result.images / max(result.seconds, 1e-9):.1f} a s"),
+    ]
+    if result.skipped:
+        facts.append(("skipped", f"{len(result.skipped)} that cannot be read"))
+    return Group(verdict, _confusion(result), _dim(facts))
+
+
+def _confusion(result: Evaluation) -> Table | Text:
+    if len(result.classes) > _MOST_SHOWN:
+        return Text(f"--json has the confusion matrix of the {len(result.classes)} classes")
+    table = Table("is / taken for", title="confusion", title_justify="left")
+    for name in result.classes:
+        table.add_column(Text(name), justify="right")
+    for index, (name, row) in enumerate(zip(result.classes, result.confusion, strict=True)):
+        cells = [Text(str(n), style="bold" if i == index else "") for i, n in enumerate(row)]
+        table.add_row(Text(name), *cells)
+    return table
+
+
+def classification_to_console(result: Classification) -> Group:
+    """The classes of a photograph for a terminal, the most probable first."""
+    table = Table("class", "output", "probability")
+    for c in result.classes:
+        table.add_row(Text(c.name), str(c.index), f"{c.probability:.2%}")
+    first = Text(f"{result.photograph}: {result.classes[0].name}", style="bold")
+    return Group(first, table, _dim(_model_facts(result)))
+
+
+def _model_facts(result: Evaluation | Classification) -> list[tuple[str, str]]:
+    spec = result.model
+    return [
+        ("model", f"{spec.name}, {spec.height}x{spec.width}, batch {spec.batch}"),
+        ("weights", result.weights),
+        ("STORM", result.plan),
+        ("run by", f"{result.runtime}, {result.precision}"),
+        ("versions", ", ".join(f"{v.name} {v.version}" for v in result.versions)),
+    ]
+
+
+def _dim(facts: list[tuple[str, str]]) -> Text:
+    return Text("\n".join(f"{name}: {value}" for name, value in facts), style="dim")

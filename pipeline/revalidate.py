@@ -8,6 +8,7 @@ import tempfile
 from pathlib import Path
 
 from stormrt.errors import InputError
+from stormrt.models import weights_path
 from stormrt.pipeline.build import WORK_FOLDER, BuildPlan
 from stormrt.pipeline.device_build import read_bundle
 from stormrt.pipeline.files import sha256_file
@@ -30,7 +31,7 @@ def revalidate(folder: Path, photographs: Path | None = None) -> ValidationRepor
     manifest, target = read_bundle(folder)
     spec = manifest.model
     if spec.checkpoint is not None:
-        path = Path(spec.checkpoint)
+        path = weights_path(spec.checkpoint)
         if not path.is_file() or sha256_file(path) != spec.checkpoint_sha256:
             raise InputError(
                 "the checkpoint that the folder was built from is gone or has changed",

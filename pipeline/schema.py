@@ -125,7 +125,7 @@ class ValidationRow(BaseModel):
     """Distance from PyTorch left to its own choice of lines; equal to ``metrics`` where the choices
     are equal, and for dense models."""
     selection_agreement: float | None
-    """Share of the kept lines that are also PyTorch's; None for dense models."""
+    """Share of the kept lines that are also PyTorch's; None where the graph chooses none."""
 
 
 class Tolerances(BaseModel):
@@ -160,3 +160,67 @@ class ValidationReport(Document):
     sources: tuple[str, ...]
     """Photographs."""
     tools: tuple[ToolVersion, ...]
+
+
+class SkippedImage(BaseModel):
+    """An image that could not be read."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    name: str
+    reason: str
+
+
+class Evaluation(Document):
+    """``stormrt evaluate --json``: how often a model names the right class."""
+
+    top1: float
+    """Share of the images whose largest logit is their class's, 0 to 1."""
+    images: int
+    """Images that were read and classified."""
+    correct: int
+    classes: tuple[str, ...]
+    """Names of the model's outputs."""
+    confusion: tuple[tuple[int, ...], ...]
+    """[classes, classes] counts: a row for each true class, a column for each predicted one."""
+    skipped: tuple[SkippedImage, ...]
+    data: str
+    """The folder, or the npz and its split."""
+    model: ModelSpec
+    plan: str
+    """STORM's plan, in words."""
+    weights: str
+    """Where the weights are from, in words."""
+    precision: Precision
+    runtime: str
+    seconds: float
+    """Reading and classifying the images, without making the model."""
+    versions: tuple[ToolVersion, ...]
+
+
+class ClassProbability(BaseModel):
+    """One output of a model."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    name: str
+    index: int
+    """Its place among the outputs."""
+    probability: float
+    """Of softmax over all outputs."""
+
+
+class Classification(Document):
+    """``stormrt classify --json``: what a model sees in a photograph."""
+
+    photograph: str
+    classes: tuple[ClassProbability, ...]
+    """The most probable ones, the first first."""
+    model: ModelSpec
+    plan: str
+    """STORM's plan, in words."""
+    weights: str
+    """Where the weights are from, in words."""
+    precision: Precision
+    runtime: str
+    versions: tuple[ToolVersion, ...]

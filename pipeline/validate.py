@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from stormrt.pipeline.artifacts import EngineArtifact
+from stormrt.pipeline.artifacts import EngineArtifact, ModelSpec
 from stormrt.pipeline.build import BuildPlan, tools
 from stormrt.pipeline.comparison import (
     ONNXRUNTIME,
@@ -17,6 +17,7 @@ from stormrt.pipeline.comparison import (
     run_onnxruntime,
 )
 from stormrt.pipeline.golden import read_golden
+from stormrt.pipeline.model_spec import describe_weights
 from stormrt.pipeline.probe import engine_run_blocker
 from stormrt.pipeline.schema import GOLDEN_NAME, Tolerances, ValidationReport, ValidationRow
 
@@ -56,7 +57,7 @@ def validate_build(plan: BuildPlan, work: Path, engine: EngineArtifact | None) -
         summary=_summary(plan, rows, passed, layer),
         model=plan.spec,
         storm=plan.spec.plan.describe(),
-        weights=_weights(plan),
+        weights=_weights(plan.spec),
         target=plan.target.id,
         precision=plan.precision,
         tolerances=tolerances,
@@ -67,13 +68,11 @@ def validate_build(plan: BuildPlan, work: Path, engine: EngineArtifact | None) -
     )
 
 
-def _weights(plan: BuildPlan) -> str:
-    spec = plan.spec
+def _weights(spec: ModelSpec) -> str:
+    text = describe_weights(spec)
     if spec.checkpoint is None:
-        return (
-            f"random, seed {spec.seed}: the comparison with PyTorch holds, the classes mean nothing"
-        )
-    return f"{Path(spec.checkpoint).name}, SHA-256 {spec.checkpoint_sha256}"
+        text += ": the comparison with PyTorch holds, the classes mean nothing"
+    return text
 
 
 def _summary(

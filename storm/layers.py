@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from stormrt.plugins.selective_scan_2d import NUM_DIRECTIONS
 from stormrt.plugins.selective_scan_2d.torch_op import selective_scan_2d
+from stormrt.storm.hosts import Measure
 
 _DT_MIN, _DT_MAX, _DT_FLOOR = 1e-3, 1e-1, 1e-4
 """Range of the step size at initialisation (Gu and Dao, "Mamba", 2023, section 3.6)."""
@@ -108,6 +109,17 @@ class MeanStepSize(nn.Module):
         return F.softplus(dt.float() + dt_bias[:, None, None]).mean(1)
 
 
+class ClippedOutput(nn.Module):
+    """What a scan lets through of each token: another score that STORM may use.
+
+    A module of its own for the same reason.
+    """
+
+    def forward(self, y: Tensor) -> Tensor:
+        """The scan's output y [B, D, H, W] -> mean over channels of max(y, 0), [B, H, W], FP32."""
+        return F.relu(y.float()).mean(1)
+
+
 class SS2D(nn.Module):
     """2-D selective scan (SS2D) with its projections.
 
@@ -140,6 +152,7 @@ class SS2D(nn.Module):
         self.out_norm = LayerNorm2d(inner)
         self.out_proj = Linear2d(inner, channels, bias=False)
         self.step_size = MeanStepSize()
+        self.clipped_output = ClippedOutput()
         self.is_frozen = False
         self.reset_parameters()
 
@@ -183,16 +196,22 @@ class SS2D(nn.Module):
                 self.register_buffer(name, value.contiguous(), persistent=False)
         self.is_frozen = True
 
-    def forward(self, x: Tensor, *, with_step_size: bool = False) -> tuple[Tensor, Tensor | None]:
+    def forward(
+        self, x: Tensor, *, measure: Measure | None = None, log_size: Tensor | None = None
+    ) -> tuple[Tensor, Tensor | None]:
         """Apply SS2D.
 
         Args:
             x: [B, d, H, W].
-            with_step_size: Also return the step size's mean, which STORM may score tokens by.
+            measure: What to measure of each token on the way, for STORM to score it by:
+                ``step_size`` is the mean over directions and channels of softplus(dt + bias),
+                ``clipped_output`` that over channels of max(y, 0), y the scan's output.
+            log_size: [B, 1, H, W], log of the number of tokens that each one stands for; added to
+                dt, which multiplies small step sizes by that number. Steps that are large, and
+                overwrite the state anyway, grow less.
 
         Returns:
-            y [B, d, H, W], and the mean over directions and channels of softplus(dt + bias),
-            [B, H, W], FP32 (None unless asked for).
+            y [B, d, H, W], and what was measured, [B, H, W], FP32 (None unless asked for).
         """
         k = NUM_DIRECTIONS
         if self.is_frozen:
@@ -209,12 +228,18 @@ class SS2D(nn.Module):
             [k * self.dt_rank, k * self.state, k * self.state], dim=1
         )
         dt = F.conv2d(dt, dt_proj, groups=k)
+        if log_size is not None:
+            dt = dt + log_size.to(dt.dtype)
         y = selective_scan_2d(x, dt, b, c, a, self.Ds.float(), dt_bias)
+        measured: Tensor | None = None
+        if measure == "step_size":
+            measured = self.step_size(dt, dt_bias)
+        elif measure == "clipped_output":
+            measured = self.clipped_output(y)
         y = self.out_norm(y)
         if gate is not None:
             y = y * gate
-        step = self.step_size(dt, dt_bias) if with_step_size else None
-        return self.out_proj(y), step
+        return self.out_proj(y), measured
 
 
 class VSSBlock(nn.Module):
@@ -234,13 +259,15 @@ class VSSBlock(nn.Module):
         else:
             self.mlp = None
 
-    def forward(self, x: Tensor, *, with_step_size: bool = False) -> tuple[Tensor, Tensor | None]:
-        """[B, d, H, W] -> ([B, d, H, W], step size [B, H, W] or None); see ``SS2D.forward``."""
-        y, step = self.op(self.norm(x), with_step_size=with_step_size)
+    def forward(
+        self, x: Tensor, *, measure: Measure | None = None, log_size: Tensor | None = None
+    ) -> tuple[Tensor, Tensor | None]:
+        """[B, d, H, W] -> ([B, d, H, W], measured [B, H, W] or None); see ``SS2D.forward``."""
+        y, measured = self.op(self.norm(x), measure=measure, log_size=log_size)
         x = x + self.drop_path(y)
         if self.mlp is not None:
             x = x + self.drop_path(self.mlp(self.norm2(x)))
-        return x, step
+        return x, measured
 
 
 class PatchMerging2d(nn.Module):
@@ -264,11 +291,20 @@ class PatchMerging2d(nn.Module):
         return out
 
 
-def patch_embed(channels: int, *, overlapping: bool) -> nn.Sequential:
-    """3-channel image -> tokens of a 4x4 stride. Identities keep upstream's indices."""
+def patch_embed(channels: int, *, overlapping: bool, patch: int = 4) -> nn.Sequential:
+    """3-channel image -> one token for each patch x patch pixels.
+
+    Identities keep upstream's indices. Overlapping patches are two 3x3 convolutions of stride 2;
+    for patches of 2 pixels the first has stride 1, so that it sees every pixel.
+
+    Args:
+        channels: d of stage 0.
+        overlapping: Two overlapping convolutions, or one over patches that do not overlap.
+        patch: 4, or 2 for small images.
+    """
     if overlapping:
         return nn.Sequential(
-            nn.Conv2d(3, channels // 2, 3, stride=2, padding=1),
+            nn.Conv2d(3, channels // 2, 3, stride=patch // 2, padding=1),
             nn.Identity(),
             LayerNorm2d(channels // 2),
             nn.Identity(),
@@ -277,7 +313,9 @@ def patch_embed(channels: int, *, overlapping: bool) -> nn.Sequential:
             nn.Identity(),
             LayerNorm2d(channels),
         )
-    return nn.Sequential(nn.Conv2d(3, channels, 4, stride=4), nn.Identity(), LayerNorm2d(channels))
+    return nn.Sequential(
+        nn.Conv2d(3, channels, patch, stride=patch), nn.Identity(), LayerNorm2d(channels)
+    )
 
 
 def downsample(channels: int, *, overlapping: bool) -> nn.Module:

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The VMamba models that upstream publishes, by one name each, in one typed table.
+"""The VMamba models that upstream publishes and ours, by one name each, in one typed table.
 
 Source: Liu et al., "VMamba: Visual State Space Model" (NeurIPS 2024), and the configuration files
-of its authors' repository (github.com/MzeroMiko/VMamba, ``classification/configs/vssm``).
+of its authors' repository (github.com/MzeroMiko/VMamba, ``classification/configs/vssm``). The
+``vmamba_nano`` models are this project's (``benchmarks/train_demo_models.py``).
 """
 
 from __future__ import annotations
@@ -37,7 +38,13 @@ class Variant:
     conv_bias: bool
     """The depthwise convolution of SS2D has a bias."""
     checkpoint: str
-    """Upstream's file name, for messages and documentation."""
+    """File name of the published weights, for messages and documentation."""
+    patch: int = 4
+    """Pixels between the tokens of stage 0: 4, or 2 for small images."""
+    image: int = 224
+    """Side in pixels of the images that it was trained for."""
+    num_classes: int = 1000
+    """Classes of the published weights."""
 
     def inner(self, stage: int) -> int:
         """D, the inner channels of SS2D in a stage."""
@@ -80,6 +87,31 @@ def _vanilla(name: str, dim: int, blocks: int, checkpoint: str) -> Variant:
     )
 
 
+def _nano(
+    name: str, depths: tuple[int, int, int, int], *, patch: int, image: int, num_classes: int
+) -> Variant:
+    """A demo model: small enough for its weights to be committed.
+
+    MLPs are half as wide as upstream's: at the same size the network is deeper, and its widest
+    maps, which bound its speed, are half as large.
+    """
+    return Variant(
+        name=name,
+        dims=(48, 96, 192, 384),
+        depths=depths,
+        ssm_ratio=1,
+        state=1,
+        mlp_ratio=2,
+        gated=False,
+        overlapping=True,
+        conv_bias=False,
+        checkpoint=f"{name}.safetensors",
+        patch=patch,
+        image=image,
+        num_classes=num_classes,
+    )
+
+
 VARIANTS: dict[str, Variant] = {
     v.name: v
     for v in (
@@ -92,6 +124,9 @@ VARIANTS: dict[str, Variant] = {
         _vanilla("vanilla_vmamba_tiny", 96, 9, "vssmtiny_dp01_ckpt_epoch_292.pth"),
         _vanilla("vanilla_vmamba_small", 96, 27, "vssmsmall_dp03_ckpt_epoch_238.pth"),
         _vanilla("vanilla_vmamba_base", 128, 27, "vssmbase_dp06_ckpt_epoch_241.pth"),
+        _nano("vmamba_nano_scenes", (2, 2, 8, 1), patch=4, image=128, num_classes=6),
+        # 32-pixel images have most of their detail in the early, larger maps.
+        _nano("vmamba_nano_cifar10", (3, 5, 6, 1), patch=2, image=32, num_classes=10),
     )
 }
 """Every variant by name."""

@@ -12,48 +12,12 @@ import torch
 from torch import Tensor, nn
 
 from stormrt.errors import InputError
-from stormrt.plugins.spatial_unit_gather.torch_op import spatial_unit_gather
+from stormrt.storm.grid import GridTrace, KeptTokens
 from stormrt.storm.layers import SS2D, LayerNorm2d, Linear2d, VSSBlock, downsample, patch_embed
-from stormrt.storm.lines import line_scores, line_selector
-from stormrt.storm.plan import MIN_IMAGE_SIDE, Reduction, StormPlan
-from stormrt.storm.scores import HOSTS
+from stormrt.storm.plan import MIN_IMAGE_SIDE, StormPlan
+from stormrt.storm.reductions import LineChoice, UnitReduction, make_reduction
+from stormrt.storm.restore import RestoreEnd, RestoreStage
 from stormrt.storm.variants import Variant, get_variant
-
-Selection = tuple[Tensor, Tensor]
-"""Kept rows [B, H'] and columns [B, W'], INT32."""
-
-
-class LineReduction(nn.Module):
-    """Scores the tokens, chooses lines, and gathers their crossings. Has no parameters."""
-
-    def __init__(self, reduction: Reduction) -> None:
-        super().__init__()
-        self.reduction = reduction
-        self.host = HOSTS[reduction.host]
-        self.forced: Selection | None = None
-        """A choice to follow instead of the scores (``forced_selections``)."""
-
-    def choose(self, x: Tensor, step_size: Tensor | None) -> Selection:
-        """Choose the lines that stay, by their scores.
-
-        Args:
-            x: [B, C, H, W].
-            step_size: [B, H, W] of the block before, for hosts that want it.
-
-        Returns:
-            rows [B, H'] and cols [B, W'], INT32, strictly increasing.
-        """
-        by_row, by_col = line_scores(self.host.score(x, step_size))
-        rows = line_selector(x.shape[2], self.reduction.height, x.device)(by_row)
-        cols = line_selector(x.shape[3], self.reduction.width, x.device)(by_col)
-        return rows, cols
-
-    def forward(self, x: Tensor, step_size: Tensor | None) -> Tensor:
-        """[B, C, H, W] -> [B, C, H', W']."""
-        if x.shape[2:] == (self.reduction.height, self.reduction.width):
-            return x  # every line stays; a copy in another memory layout would round differently
-        rows, cols = self.forced or self.choose(x, step_size)
-        return spatial_unit_gather(x, rows, cols)
 
 
 class Stage(nn.Module):
@@ -65,20 +29,35 @@ class Stage(nn.Module):
         self.downsample = down
         self.reductions = nn.ModuleDict()
         """STORM's reductions by the index of the block that they precede, as text."""
+        self.restore = RestoreStage()
+        self.whole = RestoreEnd()
 
-    def forward(self, x: Tensor) -> Tensor:
-        """[B, d, H, W] -> [B, d, H', W']: the stage's map, before downsampling."""
-        step: Tensor | None = None
+    def forward(self, x: Tensor, trace: GridTrace) -> Tensor:
+        """[B, d, H, W] -> [B, d, H', W']: the stage's map, before downsampling.
+
+        Args:
+            x: The map.
+            trace: Of the pass, when this stage begins; changed in place.
+        """
+        measured: Tensor | None = None
+        log_size = trace.log_size()
         for index, block in enumerate(self.blocks):
-            if str(index) in self.reductions:
-                x = self.reductions[str(index)](x, step)
-            following = str(index + 1)
-            wanted = (
-                following in self.reductions
-                and cast("LineReduction", self.reductions[following]).host.needs_step_size
-            )
-            x, step = block(x, with_step_size=wanted)
+            reduction = self._before(index)
+            if reduction is not None:
+                x = reduction(x, measured, trace)
+                log_size = trace.log_size()
+            following = self._before(index + 1)
+            needs = None if following is None else following.needs
+            x, measured = block(x, measure=needs, log_size=log_size)
+        if trace.undos:
+            x = self.restore(x, trace)
         return x
+
+    def _before(self, block: int) -> UnitReduction | None:
+        """The reduction before a block."""
+        if str(block) not in self.reductions:
+            return None
+        return cast("UnitReduction", self.reductions[str(block)])
 
 
 class Classifier(nn.Module):
@@ -102,17 +81,20 @@ class VMamba(nn.Module):
 
     Args:
         variant: Hyper-parameters.
-        num_classes: Outputs of the head.
+        num_classes: Outputs of the head; as many as the published weights have, if not given.
         drop_path: Rate of stochastic depth at the last block, rising linearly from 0.
     """
 
     def __init__(
-        self, variant: Variant, num_classes: int = 1000, *, drop_path: float = 0.0
+        self, variant: Variant, num_classes: int | None = None, *, drop_path: float = 0.0
     ) -> None:
         super().__init__()
-        self.variant, self.num_classes = variant, num_classes
+        self.variant = variant
+        self.num_classes = variant.num_classes if num_classes is None else num_classes
         self.plan = StormPlan()
-        self.patch_embed = patch_embed(variant.dims[0], overlapping=variant.overlapping)
+        self.patch_embed = patch_embed(
+            variant.dims[0], overlapping=variant.overlapping, patch=variant.patch
+        )
         total = sum(variant.depths)
         rates = iter([drop_path * i / (total - 1) for i in range(total)])
         stages = []
@@ -143,7 +125,7 @@ class VMamba(nn.Module):
                 )
             )
         self.layers = nn.ModuleList(stages)
-        self.classifier = Classifier(variant.dims[-1], num_classes)
+        self.classifier = Classifier(variant.dims[-1], self.num_classes)
         self.apply(_init_weights)
 
     def forward_features(self, x: Tensor) -> tuple[Tensor, ...]:
@@ -161,13 +143,28 @@ class VMamba(nn.Module):
                 got=f"{x.shape[2]}x{x.shape[3]} pixels",
                 expected=f"{MIN_IMAGE_SIDE} pixels or more on each side",
             )
+        return self._features(x, GridTrace(self.plan))
+
+    def _features(self, x: Tensor, trace: GridTrace) -> tuple[Tensor, ...]:
         maps: list[Tensor] = []
+        is_whole = any(r.restore == "end" for r in self.plan.reductions)
         x = self.patch_embed(x)
-        for stage in self.layers:
-            x = stage(x)
-            maps.append(x)
-            x = cast("Stage", stage).downsample(x)
+        for module in self.layers:
+            stage = cast("Stage", module)
+            x = stage(x, trace)
+            maps.append(stage.whole(x, trace) if is_whole else x)
+            x = stage.downsample(x)
+            trace.next_stage()
         return tuple(maps)
+
+    def kept_tokens(self, x: Tensor) -> list[KeptTokens]:
+        """What each reduction keeps of images [B, 3, H, W], in the network's order.
+
+        A reduction that keeps everything has no entry.
+        """
+        trace = GridTrace(self.plan, kept=[])
+        self._features(x, trace)
+        return trace.kept or []
 
     def forward(self, x: Tensor) -> Tensor:
         """Images [B, 3, H, W] -> logits [B, num_classes]."""
@@ -183,7 +180,7 @@ class VMamba(nn.Module):
         reduced.plan = plan
         for index, stage in enumerate(reduced.layers):
             cast("Stage", stage).reductions = nn.ModuleDict(
-                {str(r.block): LineReduction(r) for r in plan.reductions if r.stage == index}
+                {str(r.block): make_reduction(r) for r in plan.reductions if r.stage == index}
             )
         return reduced
 
@@ -227,7 +224,7 @@ class VMamba(nn.Module):
 
 
 @contextlib.contextmanager
-def forced_selections(model: VMamba, selections: Mapping[str, Selection]) -> Iterator[None]:
+def forced_selections(model: VMamba, selections: Mapping[str, Tensor]) -> Iterator[None]:
     """Within the context the model keeps the lines given, whatever their scores.
 
     A graph in lower precision may choose another of two lines with nearly equal scores; to compare
@@ -235,17 +232,18 @@ def forced_selections(model: VMamba, selections: Mapping[str, Selection]) -> Ite
 
     Args:
         model: A reduced model.
-        selections: Module path of each ``LineReduction`` -> rows [B, H'] and cols [B, W'].
+        selections: Module path of a ``LineChoice`` (``layers.0.reductions.1.rows``) -> kept lines
+            [B, keep], INT32, or [B, lanes, keep] where windows choose.
     """
-    reductions = {
-        name: module for name, module in model.named_modules() if isinstance(module, LineReduction)
+    choices = {
+        name: module for name, module in model.named_modules() if isinstance(module, LineChoice)
     }
     try:
         for name, selection in selections.items():
-            reductions[name].forced = selection
+            choices[name].forced = selection
         yield
     finally:
-        for module in reductions.values():
+        for module in choices.values():
             module.forced = None
 
 
@@ -257,12 +255,12 @@ def _init_weights(module: nn.Module) -> None:
             nn.init.zeros_(module.bias)
 
 
-def build_vmamba(name: str, num_classes: int = 1000, *, drop_path: float = 0.0) -> VMamba:
+def build_vmamba(name: str, num_classes: int | None = None, *, drop_path: float = 0.0) -> VMamba:
     """Build a model with fresh weights (seed PyTorch first for repeatable ones).
 
     Args:
         name: A key of ``VARIANTS``.
-        num_classes: Outputs of the head.
+        num_classes: Outputs of the head; as many as the published weights have, if not given.
         drop_path: Rate of stochastic depth while training.
 
     Returns:

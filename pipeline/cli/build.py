@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
 from stormrt.errors import EXIT_VERDICT, InputError
-from stormrt.pipeline.cli.console import JsonOption, note, show, show_json
+from stormrt.pipeline.cli.console import JsonOption, print_stage, show, show_json
 from stormrt.pipeline.cli.options import (
     BatchOption,
     CheckpointOption,
@@ -31,7 +31,7 @@ from stormrt.pipeline.cli.options import (
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from stormrt.pipeline.build import BuildOutcome, StageStatus
+    from stormrt.pipeline.build import BuildOutcome
 
 
 def build_command(
@@ -48,10 +48,10 @@ def build_command(
     ] = None,
     out: Annotated[Path, typer.Option("--out", help="Output folder.")] = Path("build"),
     checkpoint: CheckpointOption = None,
-    classes: ClassesOption = 1000,
+    classes: ClassesOption = None,
     precision: PrecisionOption = None,
     storm: StormOption = "keep=1",
-    size: SizeOption = "224",
+    size: SizeOption = None,
     batch: BatchOption = 1,
     dynamic_batch: DynamicOption = False,
     photos: Annotated[
@@ -117,7 +117,7 @@ def build_command(
         dry_run=dry_run,
     )
     with _engine_progress() as on_progress:
-        outcome = build(request, on_stage=_print_stage, on_progress=on_progress)
+        outcome = build(request, on_stage=print_stage, on_progress=on_progress)
     if as_json:
         show_json(_as_json(outcome))
     else:
@@ -138,17 +138,6 @@ def _build_bundle(bundle: Path, runtime: Runtime | None, *, as_json: bool) -> No
     size_mib = manifest.engine.file.size_bytes / 2**20
     show(f"engine: {bundle / manifest.engine.file.name} ({size_mib:.1f} MiB)")
     show("validation of this engine: not run (the golden data is in the bundle)")
-
-
-def _print_stage(stage: str, status: StageStatus, seconds: float | None) -> None:
-    if status == "run" and seconds is None:
-        note(f"{stage:<10} ...")
-    elif status == "run":
-        note(f"{stage:<10} done in {seconds:.1f} s")
-    elif status == "skipped":
-        note(f"{stage:<10} skipped: its inputs have not changed")
-    else:
-        note(f"{stage:<10} {status}")
 
 
 @contextmanager

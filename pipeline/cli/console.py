@@ -4,12 +4,15 @@
 from __future__ import annotations
 
 import json
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console, RenderableType
 
 from stormrt.errors import StormrtError
+
+if TYPE_CHECKING:
+    from stormrt.pipeline.artifacts import ModelSpec
 
 JsonOption = Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.")]
 
@@ -25,6 +28,27 @@ def show(renderable: RenderableType) -> None:
 def note(text: str) -> None:
     """Print a line of progress."""
     Console(stderr=True).print(text, highlight=False, markup=False, soft_wrap=True)
+
+
+def print_stage(stage: str, status: str, seconds: float | None) -> None:
+    """Say what happens to a stage: an observer of a chain's stages (``build.StageEvent``)."""
+    if status == "run" and seconds is None:
+        note(f"{stage:<10} ...")
+    elif status == "run":
+        note(f"{stage:<10} done in {seconds:.1f} s")
+    elif status == "skipped":
+        note(f"{stage:<10} skipped: its inputs have not changed")
+    else:
+        note(f"{stage:<10} {status}")
+
+
+def note_weights(spec: ModelSpec) -> None:
+    """Say that a model's classes mean nothing, where they do."""
+    if spec.checkpoint is None:
+        note(
+            f"the weights are random (seed {spec.seed}): the classes mean nothing; "
+            f"{spec.name} needs a --checkpoint"
+        )
 
 
 def show_json(value: object) -> None:

@@ -11,7 +11,7 @@ from typing import Annotated
 
 import typer
 
-from stormrt.errors import EnvironmentMissingError, InputError
+from stormrt.errors import InputError
 from stormrt.pipeline.cli.console import JsonOption, show, show_json
 from stormrt.pipeline.cli.options import (
     BatchOption,
@@ -56,53 +56,38 @@ def export_command(
         PrecisionChoice, typer.Option("--precision", help="Precision.")
     ] = PrecisionChoice.fp32,
     checkpoint: CheckpointOption = None,
-    classes: ClassesOption = 1000,
+    classes: ClassesOption = None,
     storm: StormOption = "keep=1",
-    size: SizeOption = "224",
+    size: SizeOption = None,
     batch: BatchOption = 1,
     dynamic_batch: DynamicOption = False,
     seed: SeedOption = 0,
     as_json: JsonOption = False,
 ) -> None:
     """Write the model as ONNX."""
-    from stormrt.pipeline.artifacts import ModelSpec
-    from stormrt.pipeline.build import check_numbers
-    from stormrt.pipeline.files import cannot_write, sha256_file
-    from stormrt.storm import parse_plan
-    from stormrt.storm.plan import stage_grids
-    from stormrt.storm.variants import get_variant
+    from stormrt.pipeline.files import cannot_write
+    from stormrt.pipeline.graph_stages import workstation_packages
+    from stormrt.pipeline.model_spec import resolve_spec
 
-    variant = get_variant(model)
-    check_numbers(batch=batch, num_classes=classes, seed=seed)
     height, width = parse_size(size)
-    stage_grids(variant, height, width)
-    plan = parse_plan(storm, variant, height, width)
-    if out.is_dir():
-        raise InputError("--out is a folder", where=str(out), expected="an .onnx file's name")
-    if checkpoint is not None and not checkpoint.is_file():
-        raise InputError("the checkpoint does not exist", where=str(checkpoint))
-    try:
-        from stormrt.pipeline.export import export
-        from stormrt.pipeline.lower import lower
-        from stormrt.pipeline.onnx_file import digest_of, load_onnx, plugin_uses
-        from stormrt.pipeline.precision import set_precision
-    except ModuleNotFoundError as error:
-        raise EnvironmentMissingError(
-            f"the package {error.name!r} is not installed",
-            fix='pip install "stormrt[workstation]"',
-        ) from error
-    spec = ModelSpec(
-        name=model,
+    spec = resolve_spec(
+        model,
+        checkpoint=checkpoint,
         num_classes=classes,
-        checkpoint=None if checkpoint is None else str(checkpoint),
-        checkpoint_sha256=None if checkpoint is None else sha256_file(checkpoint),
-        seed=seed,
+        storm=storm,
         height=height,
         width=width,
         batch=batch,
         dynamic_batch=dynamic_batch,
-        plan=plan,
+        seed=seed,
     )
+    if out.is_dir():
+        raise InputError("--out is a folder", where=str(out), expected="an .onnx file's name")
+    with workstation_packages():
+        from stormrt.pipeline.export import export
+        from stormrt.pipeline.lower import lower
+        from stormrt.pipeline.onnx_file import digest_of, load_onnx, plugin_uses
+        from stormrt.pipeline.precision import set_precision
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         temporary = tempfile.TemporaryDirectory(prefix=".stormrt-", dir=out.parent)
@@ -128,7 +113,7 @@ def export_command(
                 "size_bytes": file.size_bytes,
                 "nodes": len(proto.graph.node),
                 "plugins": [asdict(use) for use in uses],
-                "storm": plan.describe(),
+                "storm": spec.plan.describe(),
             }
         )
         return

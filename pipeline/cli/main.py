@@ -10,7 +10,18 @@ import typer
 
 import stormrt
 from stormrt.errors import StormrtError
-from stormrt.pipeline.cli import build, doctor, export, inspect, plugins, targets, validate
+from stormrt.pipeline.cli import (
+    build,
+    classify,
+    doctor,
+    evaluate,
+    export,
+    inspect,
+    plugins,
+    storm,
+    targets,
+    validate,
+)
 from stormrt.pipeline.cli.console import show_error
 
 _EPILOG = "Exit codes: 0 fine, 1 verdict failed, 2 bad usage or input, 3 something is missing."
@@ -27,9 +38,12 @@ app = typer.Typer(
 app.command("build", epilog=_EPILOG)(build.build_command)
 app.command("export", epilog=_EPILOG)(export.export_command)
 app.command("validate", epilog=_EPILOG)(validate.validate_command)
+app.command("evaluate", epilog=_EPILOG)(evaluate.evaluate_command)
+app.command("classify", epilog=_EPILOG)(classify.classify_command)
 app.command("inspect", epilog=_EPILOG)(inspect.inspect_command)
 app.add_typer(targets.app, name="targets")
 app.add_typer(plugins.app, name="plugins")
+app.add_typer(storm.app, name="storm")
 app.command("doctor", epilog=_EPILOG)(doctor.doctor_command)
 
 

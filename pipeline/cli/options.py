@@ -16,11 +16,20 @@ from stormrt.targets import RuntimeName
 ModelOption = Annotated[str, typer.Option("--model", help="Variant, such as vmamba_tiny_s1l8.")]
 CheckpointOption = Annotated[
     Path | None,
-    typer.Option("--checkpoint", help="Weights (.pth or .safetensors). Default: random, seeded."),
+    typer.Option(
+        "--checkpoint",
+        help="Weights (.pth or .safetensors). Default: those that come with the package for this "
+        "model, else random ones, seeded.",
+    ),
 ]
-ClassesOption = Annotated[int, typer.Option("--classes", help="Outputs of the classifier.")]
+ClassesOption = Annotated[
+    int | None, typer.Option("--classes", help="Outputs of the classifier. Default: the model's.")
+]
 SizeOption = Annotated[
-    str, typer.Option("--size", help="Image size in pixels: 224 or 480x640 (HxW).")
+    str | None,
+    typer.Option(
+        "--size", help="Image size in pixels: 224 or 480x640 (HxW). Default: the model's."
+    ),
 ]
 BatchOption = Annotated[int, typer.Option("--batch", help="Images a call.")]
 DynamicOption = Annotated[
@@ -30,7 +39,8 @@ StormOption = Annotated[
     str,
     typer.Option(
         "--storm",
-        help="Token reduction: keep=R[,host=NAME][,stage=S][,block=B], or a plan's JSON file.",
+        help="Token reduction: keep=R[,host=NAME][,stage=S][,block=B][,unit=line|window]"
+        "[,mode=drop|merge][,restore=no|stage|end], a budget (flops=0.75), or a plan's JSON file.",
     ),
 ]
 PrecisionOption = Annotated[
@@ -46,17 +56,60 @@ class Runtime(str, Enum):
     tensorrt_rtx = "tensorrt_rtx"
 
 
+class ExecutorName(str, Enum):
+    """What can run the model."""
+
+    torch = "torch"
+    onnxruntime = "onnxruntime"
+    tensorrt = "tensorrt"
+
+
+class ModelPrecision(str, Enum):
+    """Precisions of the model."""
+
+    fp32 = "fp32"
+    fp16 = "fp16"
+    int8 = "int8"
+
+
+ExecutorOption = Annotated[
+    ExecutorName,
+    typer.Option(
+        "--runtime",
+        help="torch: the PyTorch model. onnxruntime: the graph that a build makes. tensorrt: its "
+        "engine, on this machine's GPU.",
+    ),
+]
+ModelPrecisionOption = Annotated[
+    ModelPrecision, typer.Option("--precision", help="Precision. INT8 is not built yet.")
+]
+EngineTargetOption = Annotated[
+    str | None,
+    typer.Option(
+        "--target", help="Recipe of the engine, for --runtime tensorrt. Default: by this GPU."
+    ),
+]
+WorkOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--work", help="Keep graphs and engine in this folder, so that the next run is quicker."
+    ),
+]
+
+
 def runtime_name(runtime: Runtime | None) -> RuntimeName | None:
     """The option's value as the pipeline wants it."""
     return None if runtime is None else runtime.value
 
 
-def parse_size(text: str) -> tuple[int, int]:
-    """``224`` or ``480x640`` -> height and width in pixels.
+def parse_size(text: str | None) -> tuple[int, int] | tuple[None, None]:
+    """``224`` or ``480x640`` -> height and width in pixels; None -> the model's own.
 
     Raises:
         InputError: The text is neither.
     """
+    if text is None:
+        return None, None
     match = re.fullmatch(r"(\d{1,5})(?:x(\d{1,5}))?", text.strip())
     if match is None:
         raise InputError(

@@ -9,17 +9,16 @@ from collections import Counter
 
 import onnx
 
-from stormrt.plugins import spatial_unit_gather
-
 _SCOPES = "pkg.torch.onnx.name_scopes"
 _BOUNDARY = re.compile(
-    r"patch_embed|layers\.\d+\.(blocks\.\d+|reductions\.\d+|downsample)|classifier\.norm"
+    r"patch_embed|layers\.\d+\.(blocks\.\d+|reductions\.\d+|restore|whole|downsample)|"
+    r"classifier\.norm"
 )
 """Modules whose output value takes the module's own name, so that a graph can be compared with
 the PyTorch model layer by layer (``layers.2.blocks.4``)."""
 
-ROWS_SUFFIX, COLS_SUFFIX = ".rows", ".cols"
-"""Names of the kept lines' values: the reduction's module and one of these."""
+_CHOICE = re.compile(r"layers\.\d+\.reductions\.\d+\.(rows|cols)")
+"""Modules that choose lines; the kept lines' values take their names, too."""
 
 
 def name_by_module(model: onnx.ModelProto) -> int:
@@ -48,7 +47,7 @@ def name_by_module(model: onnx.ModelProto) -> int:
     boundary_node: dict[str, int] = {}
     for index, path in enumerate(scopes):
         for module in path:
-            if _BOUNDARY.fullmatch(module):
+            if _BOUNDARY.fullmatch(module) or _CHOICE.fullmatch(module):
                 boundary_node[module] = index
     boundary_of = {index: module for module, index in boundary_node.items()}
 
@@ -64,10 +63,6 @@ def name_by_module(model: onnx.ModelProto) -> int:
                 continue
             name = node.name if len(node.output) == 1 else f"{node.name}:{position}"
             renamed[value] = boundary_of.get(index, name)
-        if node.op_type == spatial_unit_gather.SPEC.name:
-            for value, suffix in zip(node.input[1:3], (ROWS_SUFFIX, COLS_SUFFIX), strict=True):
-                if value not in kept:
-                    renamed[value] = f"{scope}{suffix}"
     _rename_values(graph, renamed)
     for holder in (model, graph, *graph.node, *graph.input, *graph.output):
         del holder.metadata_props[:]
@@ -78,11 +73,12 @@ def name_by_module(model: onnx.ModelProto) -> int:
     return len(graph.node)
 
 
-def selection_values(graph: onnx.GraphProto) -> dict[str, tuple[str, str]]:
-    """Module of each STORM reduction -> names of its rows' and columns' values."""
-    made = {o for node in graph.node for o in node.output}
-    modules = [name.removesuffix(ROWS_SUFFIX) for name in made if name.endswith(ROWS_SUFFIX)]
-    return {m: (m + ROWS_SUFFIX, m + COLS_SUFFIX) for m in sorted(modules)}
+def selection_values(graph: onnx.GraphProto) -> list[str]:
+    """Lines that the graph chooses for each image: values named after the module that chooses.
+
+    Lines that are the same for every image are constants, and have none.
+    """
+    return sorted(o for node in graph.node for o in node.output if _CHOICE.fullmatch(o))
 
 
 def boundary_values(graph: onnx.GraphProto) -> list[str]:

@@ -37,7 +37,7 @@ class TestBundle:
         manifest, target = read_bundle(orin)
         monkeypatch.setenv("STORMRT_PLUGIN_LIB", "/nowhere/lib.so")
         with pytest.raises(InputError, match="does not exist") as refusal:
-            plugin_libraries(manifest, target, orin / "plugins")
+            plugin_libraries(manifest.plugins, target, orin / "plugins")
         assert "SelectiveScan2D" in str(refusal.value)
 
     def test_a_library_is_built_for_the_target_where_none_is_named(self, orin, monkeypatch):
@@ -50,7 +50,7 @@ class TestBundle:
             return SimpleNamespace(core=folder / "libstormrt_plugins.so")
 
         monkeypatch.setattr("stormrt.pipeline.device_build.build_library", build)
-        found = plugin_libraries(manifest, target, orin / "plugins")
+        found = plugin_libraries(manifest.plugins, target, orin / "plugins")
         assert asked == [(orin / "plugins", (87,))]
         assert found == (orin / "plugins" / "libstormrt_plugins.so",)
 
@@ -327,7 +327,7 @@ class TestTargetsAndTheRest:
     def test_help_names_every_verb_and_the_exit_codes(self, cli):
         done = cli("--help")
         assert done.code == 0
-        for verb in ("build", "export", "validate", "inspect", "targets", "doctor"):
+        for verb in ("build", "export", "validate", "evaluate", "classify", "inspect", "doctor"):
             assert verb in done.out
         assert "Exit codes: 0 fine, 1 verdict failed, 2 bad usage" in done.out
 

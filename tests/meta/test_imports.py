@@ -18,6 +18,7 @@ HEAVY = ("torch", "onnx", "onnxruntime", "onnxscript", "polygraphy", "tensorrt",
 
 ALLOWED = {
     "targets": ("stormrt.targets", "stormrt.errors"),
+    "models": ("stormrt.models", "stormrt.errors"),
     "plugins": ("stormrt.plugins", "stormrt.errors", "stormrt.targets"),
     "storm": ("stormrt.storm", "stormrt.plugins", "stormrt.errors"),
 }
@@ -50,10 +51,12 @@ MAIN = "import sys; sys.argv[0] = 'stormrt'; from stormrt.pipeline.cli.main impo
     ("code", "arguments"),
     [
         ("import stormrt", ()),
-        ("import stormrt.storm, stormrt.targets, stormrt.pipeline.build", ()),
+        ("import stormrt.storm, stormrt.targets, stormrt.models, stormrt.pipeline.build", ()),
+        ("import stormrt.pipeline.evaluation", ()),
         ("import stormrt.pipeline.device_build, stormrt.pipeline.engine", ()),
         (MAIN, ("--help",)),
         (MAIN, ("build", "--help")),
+        (MAIN, ("evaluate", "--help")),
         (MAIN, ("targets", "list")),
     ],
 )
@@ -106,6 +109,7 @@ def test_folders_import_only_what_lies_below_them(folder):
         ("targets", "from stormrt.storm import plan"),
         ("targets", "from stormrt import plugins"),
         ("targets", "import stormrt.pipeline.files"),
+        ("models", "from stormrt.storm.variants import VARIANTS"),
         ("plugins", "def f():\n    from stormrt.storm.plan import StormPlan"),
         ("storm", "if True:\n    import stormrt.targets.schema as s"),
         ("storm", "from stormrt.pipeline import build"),
@@ -121,7 +125,7 @@ def test_the_check_of_directions_lets_good_imports_pass():
     assert breaches("plugins", good) == []
 
 
-@pytest.mark.parametrize("folder", ["pipeline", "plugins", "storm", "targets"])
+@pytest.mark.parametrize("folder", ["pipeline", "plugins", "storm", "targets", "models"])
 def test_a_folder_is_refused_under_its_short_name(folder):
     done = subprocess.run(
         [sys.executable, "-c", f"import {folder}"],

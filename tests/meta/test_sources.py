@@ -13,6 +13,7 @@ ROOT = Path(__file__).resolve().parents[2]
 FOLDERS = (
     "benchmarks",
     "calibration",
+    "models",
     "pipeline",
     "plugins",
     "storm",

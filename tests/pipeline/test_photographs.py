@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import io
+
 import numpy as np
 import pytest
 import torch
@@ -14,11 +16,13 @@ from stormrt.pipeline.golden import make_golden, read_golden
 from stormrt.pipeline.photographs import (
     MEAN,
     STD,
+    UnreadableImageError,
     check_photographs,
     find_photographs,
     packaged_photographs,
     preprocess,
     preprocess_all,
+    preprocess_labelled,
 )
 from tests.pipeline.support import model_spec, relative, run_torch
 
@@ -121,6 +125,70 @@ class TestPreprocessing:
         monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
         with pytest.raises(InputError, match="could not be read"):
             preprocess(path, 32, 32)
+
+
+class TestPreprocessingWithoutEnlarging:
+    def test_an_image_of_the_inputs_size_passes_unchanged(self, tmp_path, rng):
+        pixels = rng.integers(0, 256, (32, 48, 3))
+        found = preprocess_labelled(save(tmp_path / "i.png", pixels), "i", 32, 48)
+        expected = (pixels / 255 - np.array(MEAN)) / np.array(STD)
+        np.testing.assert_allclose(found, expected.transpose(2, 0, 1), rtol=1e-5, atol=1e-6)
+        assert found.flags.c_contiguous
+
+    @pytest.mark.parametrize("size", [(36, 36), (34, 90), (32, 33)])
+    def test_up_to_the_margin_an_image_is_only_cut(self, tmp_path, rng, size):
+        pixels = rng.integers(0, 256, (*size, 3))
+        found = preprocess_labelled(save(tmp_path / "i.png", pixels), "i", 32, 32)
+        top, left = (size[0] - 32) // 2, (size[1] - 32) // 2
+        centre = save(tmp_path / "c.png", pixels[top : top + 32, left : left + 32])
+        np.testing.assert_array_equal(found, preprocess_labelled(centre, "c", 32, 32))
+
+    @pytest.mark.parametrize("size", [(37, 37), (100, 80), (37, 300)])
+    def test_beyond_the_margin_the_rule_is_that_of_validation(self, tmp_path, rng, size):
+        path = save(tmp_path / "i.png", rng.integers(0, 256, (*size, 3)))
+        found = preprocess_labelled(path, "i", 32, 32)
+        np.testing.assert_array_equal(found, preprocess(path, 32, 32))
+
+    def test_bytes_are_as_good_as_a_file(self, tmp_path, rng):
+        path = save(tmp_path / "i.png", rng.integers(0, 256, (40, 40, 3)))
+        np.testing.assert_array_equal(
+            preprocess_labelled(path.read_bytes(), "i", 32, 32),
+            preprocess_labelled(path, "i", 32, 32),
+        )
+
+    @pytest.mark.parametrize(
+        ("size", "fix"), [((32, 47), "--size 32"), ((31, 90), "give larger images")]
+    )
+    def test_an_image_that_is_too_small_is_refused_with_the_way_out(self, tmp_path, size, fix):
+        path = save(tmp_path / "i.png", np.zeros((*size, 3)))
+        with pytest.raises(InputError, match="never enlarged") as caught:
+            preprocess_labelled(path, "i.png", 48, 48)
+        assert not isinstance(caught.value, UnreadableImageError)
+        assert caught.value.got == f"{size[0]}x{size[1]} pixels (height x width)"
+        assert caught.value.fix is not None
+        assert caught.value.fix.endswith(fix)
+
+    @pytest.mark.filterwarnings("ignore::UserWarning")  # Pillow's, of damaged TIFF files
+    def test_whatever_bytes_do_they_are_one_error_without_addresses(self, tmp_path, rng):
+        """Images cut off, and with bytes changed: read, or told as unreadable; nothing else."""
+        errors: list[InputError] = []
+        for kind in ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF"):
+            buffer = io.BytesIO()
+            Image.fromarray(rng.integers(0, 255, (40, 40, 3), dtype=np.uint8)).save(buffer, kind)
+            whole = buffer.getvalue()
+            for _ in range(40):
+                damaged = bytearray(whole[: rng.integers(len(whole))])
+                for place in rng.integers(0, max(len(damaged), 1), 3):
+                    damaged[place : place + 1] = rng.bytes(1) if damaged else b""
+                try:
+                    preprocess_labelled(bytes(damaged), "i", 32, 32)
+                except InputError as error:
+                    errors.append(error)
+        unreadable = [e for e in errors if isinstance(e, UnreadableImageError)]
+        assert len(unreadable) > 100
+        assert all(e.got and " at 0x" not in e.got for e in unreadable)
+        # Where a header's size was changed.
+        assert all("never enlarged" in e.what for e in errors if e not in unreadable)
 
 
 class TestGolden:

@@ -195,20 +195,30 @@ class TestNameByModule:
         name_by_module(proto)
         assert proto.graph.node[0].output[:] == ["stem/Split:0", "stem/Split:1"]
 
-    def test_kept_lines_are_named_after_their_reduction(self):
-        made = gather("x r c", "y", "node_812")
+    def test_kept_lines_are_named_after_the_modules_that_choose_them(self):
         path = ["layers.0", "layers.0.reductions.1"]
-        made.metadata_props.add(key=self.SCOPES, value=repr(["", *path, "gather"]))
+
+        def placed(made: onnx.NodeProto, *within: str) -> onnx.NodeProto:
+            made.metadata_props.add(key=self.SCOPES, value=repr(["", *path, *within, "op"]))
+            return made
+
+        module = "layers.0.reductions.1"
+        rows, cols = f"{module}.rows", f"{module}.cols"
         proto = model(
-            [node("Identity", "rows", "r", "i0"), node("Identity", "cols", "c", "i1"), made],
+            [
+                placed(node("Identity", "rows", "r0", "i0"), rows),
+                placed(node("Identity", "r0", "r", "i1"), rows),
+                placed(node("Identity", "cols", "c", "i2"), cols),
+                placed(gather("x r c", "y", "node_812")),
+            ],
             [value("x", [1, 3, 4, 5]), value("rows", [1, 2], I32), value("cols", [1, 3], I32)],
             [value("y", [1, 3, 2, 3])],
-            inner=[value("r", [1, 2], I32), value("c", [1, 3], I32)],
+            inner=[value(name, [1, n], I32) for name, n in (("r0", 2), ("r", 2), ("c", 3))],
         )
         name_by_module(proto)
-        module = "layers.0.reductions.1"
-        assert selection_values(proto.graph) == {module: (f"{module}.rows", f"{module}.cols")}
-        assert [v.name for v in proto.graph.value_info] == [f"{module}.rows", f"{module}.cols"]
+        assert selection_values(proto.graph) == [cols, rows]
+        assert [v.name for v in proto.graph.value_info] == [f"{rows}/Identity", rows, cols]
+        assert boundary_values(proto.graph) == []  # y is an output of the graph
 
 
 class TestTidy:

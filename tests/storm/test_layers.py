@@ -87,7 +87,7 @@ def test_projecting_before_the_scan_equals_upstreams_scan_before_the_projection(
 ) -> None:
     op = lively_ss2d(seed, state=state, gated=gated)
     x = torch.from_numpy(rng.normal(size=(2, 6, *size))).float()
-    y, step = op(x, with_step_size=True)
+    y, step = op(x, measure="step_size")
     expected_y, expected_step = literal_ss2d(op, x)
     assert relative_l2(y, expected_y) < 1e-5
     assert step.shape == (2, *size)
@@ -100,9 +100,9 @@ def test_a_frozen_ss2d_computes_the_same_and_keeps_its_state_dict(
 ) -> None:
     op = lively_ss2d(seed, state=4, gated=gated)
     x = torch.from_numpy(rng.normal(size=(2, 6, 5, 8))).float()
-    expected, keys = op(x, with_step_size=True), list(op.state_dict())
+    expected, keys = op(x, measure="step_size"), list(op.state_dict())
     op.freeze()
-    for got, want in zip(op(x, with_step_size=True), expected, strict=True):
+    for got, want in zip(op(x, measure="step_size"), expected, strict=True):
         assert torch.equal(got, want)
     assert list(op.state_dict()) == keys
 
@@ -112,7 +112,7 @@ def test_the_step_size_is_returned_only_when_asked_for(seed: int) -> None:
     x = torch.ones(1, 6, 4, 3)
     y, nothing = op(x)
     assert nothing is None
-    assert torch.equal(y, op(x, with_step_size=True)[0])
+    assert torch.equal(y, op(x, measure="step_size")[0])
 
 
 def test_a_fresh_ss2d_starts_from_mambas_initialisation(seed: int) -> None:

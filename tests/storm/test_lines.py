@@ -18,8 +18,18 @@ from hypothesis import seed as hypothesis_seed
 from hypothesis import strategies as st
 
 from stormrt.errors import InputError
-from stormrt.storm.lines import LineSelector, line_scores, strata_bounds
+from stormrt.storm.lines import (
+    FixedLines,
+    LineSelector,
+    cell_members,
+    evenly_spaced,
+    fixed_lines,
+    line_scores,
+    line_selector,
+    strata_bounds,
+)
 from tests.helpers.lines import kept_lines
+from tests.helpers.reductions import axis_cells
 from tests.helpers.seeds import SEED
 
 
@@ -147,3 +157,117 @@ def test_a_line_scores_the_mean_of_its_tokens(rng: np.random.Generator) -> None:
     by_row, by_col = line_scores(torch.from_numpy(scores))
     np.testing.assert_allclose(by_row, scores.mean(axis=2), rtol=1e-5, atol=1e-6)
     np.testing.assert_allclose(by_col, scores.mean(axis=1), rtol=1e-5, atol=1e-6)
+
+
+# --- cells -------------------------------------------------------------------------------------
+
+
+@hypothesis_seed(SEED)
+@for_every_selection
+@given(selections())
+def test_every_line_belongs_to_the_nearest_kept_line_of_its_stratum(
+    selection: tuple[int, int, np.ndarray],
+) -> None:
+    lines, keep, scores = selection
+    select = LineSelector(lines, keep)
+    kept = select(torch.from_numpy(scores))
+    starts, cell_of = select.starts(kept), select.cell_of(kept)
+    assert starts.dtype == cell_of.dtype == torch.int32
+    members, inside = cell_members(lines, starts, select.most)
+    for image, row in enumerate(scores):
+        cells = [members for _, members in axis_cells(lines, keep, row)]
+        assert starts[image].tolist() == [cell[0] for cell in cells]
+        assert cell_of[image].tolist() == [i for i, cell in enumerate(cells) for _ in cell]
+        found = [m[i].tolist() for m, i in zip(members[image], inside[image], strict=True)]
+        assert found == cells
+        assert max(map(len, cells)) <= select.most
+
+
+@hypothesis_seed(SEED)
+@for_every_selection
+@given(selections())
+def test_windows_choose_as_if_each_were_an_image(
+    selection: tuple[int, int, np.ndarray],
+) -> None:
+    lines, keep, scores = selection
+    select = LineSelector(lines, keep)
+    alone = select(torch.from_numpy(scores))
+    lanes = torch.from_numpy(np.stack([scores, scores[::-1]]))  # [2, lanes, lines]
+    together = select(lanes)
+    assert torch.equal(together, torch.stack([alone, alone.flip(0)]))
+    for derive in (select.starts, select.cell_of):
+        expected = torch.stack([derive(alone), derive(alone).flip(0)])
+        assert torch.equal(derive(together), expected)
+
+
+@hypothesis_seed(SEED)
+@for_every_selection
+@given(selections())
+def test_fixed_lines_have_the_cells_of_a_choice_of_the_same_lines(
+    selection: tuple[int, int, np.ndarray],
+) -> None:
+    lines, keep, scores = selection
+    select = LineSelector(lines, keep)
+    kept = select(torch.from_numpy(scores[:1]))
+    fixed = FixedLines(lines, tuple(kept[0].tolist()))
+    assert torch.equal(fixed.kept(1), kept)
+    assert torch.equal(fixed.starts(kept), select.starts(kept))
+    assert torch.equal(fixed.cell_of(kept), select.cell_of(kept))
+
+
+def test_lines_that_are_fixed_against_the_strata_take_the_nearest() -> None:
+    fixed = FixedLines(8, (1, 2, 7))  # strata 012 345 67: the second keeps none
+    kept = fixed.kept(2, 3)
+    assert kept.shape == (2, 3, 3)
+    assert fixed.starts(kept)[1, 2].tolist() == [0, 2, 5]
+    assert fixed.cell_of(kept)[0, 0].tolist() == [0, 0, 1, 1, 1, 2, 2, 2]
+    assert fixed.most == 3
+
+
+def test_lines_outside_the_map_cannot_be_fixed() -> None:
+    with pytest.raises(InputError, match="line 9 of 9 to keep"):
+        FixedLines(9, (0, 9))
+    with pytest.raises(InputError, match="does not fit"):
+        FixedLines(9, ())
+
+
+@pytest.mark.parametrize(
+    ("lines", "keep", "expected"),
+    [
+        (6, 4, (0, 2, 3, 5)),  # of strata 012 345 the middle leaves
+        (6, 2, (1, 4)),  # of the same strata the middle stays
+        (6, 3, (1, 3, 5)),  # of two the first is the middle
+        (7, 6, (0, 1, 2, 4, 5, 6)),
+        (5, 5, (0, 1, 2, 3, 4)),
+        (9, 1, (4,)),
+    ],
+)
+def test_evenly_spaced_lines_are_the_middles_of_the_strata(
+    lines: int, keep: int, expected: tuple[int, ...]
+) -> None:
+    assert evenly_spaced(lines, keep) == expected
+
+
+def test_evenly_spaced_lines_are_as_even_as_whole_lines_can_be() -> None:
+    for lines in range(1, 60):
+        for keep in range(1, lines + 1):
+            gaps = np.diff(evenly_spaced(lines, keep))
+            assert len(gaps) == keep - 1
+            # A stratum is a line longer than the next at most, and so is half of one.
+            assert keep == 1 or gaps.max() - gaps.min() <= 2
+
+
+def test_constants_are_made_once_for_a_size_and_anew_while_a_graph_is_traced() -> None:
+    cpu = torch.device("cpu")
+    with torch.inference_mode():
+        assert line_selector(7, 3, cpu) is line_selector(7, 3, cpu)
+        assert line_selector(7, 3, cpu) is not line_selector(7, 4, cpu)
+        assert not fixed_lines(7, (1, 2), cpu).kept(1).is_inference()
+
+    class Choose(torch.nn.Module):
+        def forward(self, scores: torch.Tensor) -> torch.Tensor:
+            return line_selector(11, 5, scores.device)(scores)
+
+    traced = torch.export.export(Choose(), (torch.zeros(1, 11),)).module()
+    scores = torch.rand(1, 11)
+    assert torch.equal(traced(scores), line_selector(11, 5, cpu)(scores))

@@ -6,6 +6,7 @@ Needs no PyTorch.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 from pathlib import Path
@@ -22,6 +23,7 @@ from stormrt.storm.plan import (
     parse_plan,
     stage_grids,
 )
+from stormrt.storm.planner import plan_for_target
 from stormrt.storm.variants import VARIANTS, get_variant
 
 TINY = get_variant("vmamba_tiny_s1l8")
@@ -38,9 +40,22 @@ def reduction(**changes: object) -> dict[str, object]:
     return {"stage": 0, "block": 1, "height": 40, "width": 30} | changes
 
 
+def fixed(**changes: object) -> dict[str, object]:
+    return reduction(rows=list(range(40)), cols=list(range(30))) | changes
+
+
 def test_maps_of_a_224_image_are_56_28_14_and_7_wide() -> None:
     for variant in VARIANTS.values():
-        assert stage_grids(variant, 224, 224) == [(56, 56), (28, 28), (14, 14), (7, 7)]
+        if variant.patch == 4:
+            assert stage_grids(variant, 224, 224) == [(56, 56), (28, 28), (14, 14), (7, 7)]
+
+
+def test_patches_of_two_pixels_make_maps_twice_as_wide() -> None:
+    variant = get_variant("vmamba_nano_cifar10")
+    assert stage_grids(variant, 32, 32) == [(16, 16), (8, 8), (4, 4), (2, 2)]
+    assert stage_grids(variant, 33, 50) == [(17, 25), (9, 13), (5, 7), (3, 4)]
+    without_overlap = dataclasses.replace(VANILLA, patch=2)
+    assert stage_grids(without_overlap, 33, 50) == [(16, 25), (8, 13), (4, 7), (2, 4)]
 
 
 def test_overlapping_convolutions_round_odd_sides_up_and_patches_cut_them_off() -> None:
@@ -119,6 +134,12 @@ def test_the_smallest_share_still_keeps_one_line_of_each_direction() -> None:
         ("keep=0.5,block=-1", "has blocks 0 to 1"),
         ("keep=1,block=9", "has blocks 0 to 1"),
         ("keep=0.5,host=step_size,block=0", "block 0 has none"),
+        ("keep=0.5,host=clipped_output,block=0", "block 0 has none"),
+        ("keep=0.5,unit=token", "unknown unit 'token'"),
+        ("keep=0.5,unit=", "expected: line, window"),
+        ("keep=0.5,mode=average", "expected: drop, merge"),
+        ("keep=0.5,restore=yes", "expected: no, stage, end"),
+        ("keep=0.5,weights=size", "was not understood"),
     ],
 )
 def test_a_bad_shorthand_is_refused_naming_what_is_wrong(text: str, named: str) -> None:
@@ -142,6 +163,99 @@ def test_a_plan_survives_its_file_and_comes_back_in_the_networks_order(tmp_path:
         "stage 0 block 0: 50x33 lines by feature_norm; stage 2 block 4: 7x9 lines by step_size"
     )
     assert hash(read) == hash(StormPlan((early, late)))
+
+
+def test_the_shorthand_names_unit_mode_and_restore() -> None:
+    text = "keep=0.5,unit=window,mode=merge,restore=end,host=dissimilarity"
+    (r,) = parse_plan(text, TINY, 224, 224).reductions
+    assert r == Reduction(0, 1, 40, 40, "dissimilarity", "window", "merge", "end")
+    assert parse_plan("keep=0.5,unit=line,mode=drop,restore=no", TINY, 224, 224) == parse_plan(
+        "keep=0.5", TINY, 224, 224
+    )
+
+
+def test_a_budget_becomes_the_planners_plan(tmp_path: Path) -> None:
+    plan = parse_plan("flops=0.7", TINY, 224, 224)
+    assert plan == plan_for_target("flops=0.7", TINY, 224, 224).plan
+    assert plan.reductions
+    with pytest.raises(InputError, match="budget was not understood"):
+        parse_plan("flops=much", TINY, 224, 224)
+    path = tmp_path / "flops.json"
+    path.write_text(plan.to_json())
+    assert parse_plan(str(path), TINY, 224, 224) == plan
+
+
+def test_every_field_survives_a_plans_file(tmp_path: Path) -> None:
+    every = Reduction(
+        0, 1, 3, 2, "dissimilarity", "line", "merge", "end", (1, 4, 50), (0, 55), "distance", True
+    )
+    plan = StormPlan((every, Reduction(1, 0, 1, 1, "random", "window", restore="stage")))
+    read = parse_plan(plan_file(tmp_path, plan.to_json()), TINY, 224, 224)
+    assert read == plan
+    assert hash(read) == hash(plan)
+    assert read.describe() == (
+        "stage 0 block 1: 3x2 lines by dissimilarity, the same in every image, merged by distance, "
+        "steps grow, restored at the end; "
+        "stage 1 block 0: 1x1 in windows by random, restored at the end of the stage"
+    )
+
+
+def test_a_file_of_a_plain_plan_is_what_it_always_was() -> None:
+    assert StormPlan((Reduction(0, 1, 48, 47),)).to_json() == (
+        '{"reductions": [{"block": 1, "height": 48, "host": "feature_norm", "stage": 0, '
+        '"width": 47}]}'
+    )
+    assert '"rows": null' not in StormPlan((Reduction(0, 1, 3, 3, mode="merge"),)).to_json()
+
+
+def test_lines_of_a_file_may_be_null(tmp_path: Path) -> None:
+    path = plan_file(tmp_path, {"reductions": [reduction(rows=None, cols=None)]})
+    assert parse_plan(path, TINY, 224, 224).reductions == (Reduction(0, 1, 40, 30),)
+
+
+def test_fixed_lines_need_no_block_before() -> None:
+    r = Reduction(0, 0, 2, 2, "step_size", rows=(0, 1), cols=(0, 1))
+    check_plan(StormPlan((r,)), TINY, 224, 224)
+
+
+def test_a_stage_that_restores_hands_on_the_map_it_was_given() -> None:
+    inside = (Reduction(0, 0, 20, 30, restore="stage"), Reduction(0, 1, 10, 9, restore="stage"))
+    assert stage_grids(TINY, 224, 224, StormPlan(inside)) == stage_grids(TINY, 224, 224)
+    after = (Reduction(0, 0, 40, 30), Reduction(0, 1, 10, 9, restore="stage"))
+    assert stage_grids(TINY, 224, 224, StormPlan(after))[1] == (20, 15)
+    late = (Reduction(0, 1, 40, 30, restore="end"), Reduction(1, 0, 3, 3, restore="stage"))
+    assert stage_grids(TINY, 224, 224, StormPlan(late)) == [(56, 56), (20, 15), (10, 8), (5, 4)]
+
+
+@pytest.mark.parametrize(
+    ("earlier", "later", "same_stage", "fits"),
+    [
+        ("no", "no", True, True),
+        ("no", "stage", True, True),
+        ("no", "end", True, True),
+        ("stage", "no", True, False),
+        ("stage", "end", True, False),
+        ("stage", "stage", True, True),
+        ("stage", "no", False, True),
+        ("stage", "end", False, True),
+        ("end", "no", True, False),
+        ("end", "no", False, False),
+        ("end", "stage", True, True),
+        ("end", "end", False, True),
+    ],
+)
+def test_what_is_reduced_later_must_be_restored_no_later(
+    earlier: str, later: str, same_stage: bool, fits: bool
+) -> None:
+    place = (0, 1) if same_stage else (2, 3)
+    plan = StormPlan(
+        (Reduction(0, 0, 40, 40, restore=earlier), Reduction(*place, 5, 5, restore=later))
+    )
+    if fits:
+        check_plan(plan, TINY, 224, 224)
+        return
+    with pytest.raises(InputError, match=f"restore '{later}' cannot follow restore '{earlier}'"):
+        check_plan(plan, TINY, 224, 224)
 
 
 def test_a_file_in_a_folder_with_an_equals_sign_is_a_file(tmp_path: Path) -> None:
@@ -175,6 +289,12 @@ def test_a_plan_file_may_be_empty_of_reductions(tmp_path: Path) -> None:
         {"reductions": [reduction(height=40.5)]},
         {"reductions": [reduction(stage=True)]},
         {"reductions": [reduction(block=None)]},
+        {"reductions": [reduction(dt_grows=1)]},
+        {"reductions": [reduction(dt_grows="no")]},
+        {"reductions": [reduction(rows=3)]},
+        {"reductions": [reduction(rows="0123")]},
+        {"reductions": [reduction(rows=[0, True])]},
+        {"reductions": [reduction(cols=[0, 1.0])]},
     ],
     ids=json.dumps,
 )
@@ -211,6 +331,20 @@ def test_a_missing_file_and_a_folder_are_refused(tmp_path: Path) -> None:
         (reduction(host="attention"), "there are feature_norm, step_size"),
         (reduction(host=5), "unknown host 5"),
         (reduction(host="step_size", block=0), "use feature_norm or a later block"),
+        (reduction(host=["step_size"]), "unknown host ['step_size']"),
+        (reduction(unit="token"), "unknown unit 'token'; there are line, window"),
+        (reduction(mode=3), "unknown mode 3; there are drop, merge"),
+        (reduction(restore=True), "unknown restore True; there are no, stage, end"),
+        (reduction(mode="merge", weights="near"), "there are size, distance"),
+        (reduction(weights="distance"), "use mode merge"),
+        (reduction(dt_grows=True), "use mode merge"),
+        (reduction(rows=list(range(40))), "rows and cols are both given, or neither"),
+        (fixed(rows=[*range(39)]), "rows must be 40 rising numbers from 0 to 55"),
+        (fixed(rows=[*range(39), 38]), "rows must be 40 rising"),
+        (fixed(rows=[*range(39), 56]), "rows must be 40 rising"),
+        (fixed(cols=[-1, *range(29)]), "cols must be 30 rising"),
+        (fixed(cols=[]), "cols must be 30 rising"),
+        (fixed(unit="window"), "windows choose for each image"),
     ],
 )
 def test_a_file_that_does_not_fit_the_model_is_refused_naming_the_place(

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The published variants: sizes to the parameter, and names and shapes of upstream's weights."""
+"""The variants: sizes to the parameter, and names and shapes of upstream's weights."""
 
 from __future__ import annotations
 
@@ -26,6 +26,7 @@ VANILLA_MILLIONS = {
     "vanilla_vmamba_small": 44,
     "vanilla_vmamba_base": 76,
 }
+DEMO_CLASSES = {"vmamba_nano_scenes": 6, "vmamba_nano_cifar10": 10}
 
 
 def empty_model(name: str, num_classes: int = 1000) -> VMamba:
@@ -52,11 +53,28 @@ def test_a_vanilla_variant_has_upstreams_millions_of_parameters(name: str) -> No
 
 
 def test_every_variant_is_counted_here() -> None:
-    assert set(VARIANTS) == set(PARAMETERS) | set(VANILLA_MILLIONS)
+    assert set(VARIANTS) == set(PARAMETERS) | set(VANILLA_MILLIONS) | set(DEMO_CLASSES)
+
+
+@pytest.mark.parametrize(("name", "classes"), DEMO_CLASSES.items())
+def test_a_demo_model_has_its_own_classes_and_is_small_enough_to_be_committed(
+    name: str, classes: int
+) -> None:
+    with torch.device("meta"):
+        model = build_vmamba(name)
+    assert model.num_classes == model.classifier.head.out_features == classes
+    assert 3_500_000 < size_of(model) <= 4_000_000
+    assert 2 * size_of(model) < 8 * 2**20  # bytes in FP16
+
+
+def test_upstreams_models_have_imagenets_classes_unless_others_are_asked_for() -> None:
+    with torch.device("meta"):
+        assert build_vmamba("vmamba_tiny_s1l8").num_classes == 1000
+        assert build_vmamba("vmamba_nano_scenes", 1).num_classes == 1
 
 
 def v2_table(
-    dims: tuple[int, ...], depths: tuple[int, ...], ratio: int
+    dims: tuple[int, ...], depths: tuple[int, ...], ratio: int, mlp_ratio: int = 4
 ) -> dict[str, tuple[int, ...]]:
     """Keys and shapes of a VMamba v2 checkpoint with N = 1, written from its description."""
     table: dict[str, tuple[int, ...]] = {}
@@ -86,8 +104,8 @@ def v2_table(
             layer(f"{block}.op.out_norm", inner, bias=inner)
             layer(f"{block}.op.out_proj", d, inner, bias=None)
             layer(f"{block}.norm2", d, bias=d)
-            layer(f"{block}.mlp.fc1", 4 * d, d, bias=4 * d)
-            layer(f"{block}.mlp.fc2", d, 4 * d, bias=d)
+            layer(f"{block}.mlp.fc1", mlp_ratio * d, d, bias=mlp_ratio * d)
+            layer(f"{block}.mlp.fc2", d, mlp_ratio * d, bias=d)
         if i < 3:
             layer(f"layers.{i}.downsample.1", 2 * d, d, 3, 3, bias=2 * d)
             layer(f"layers.{i}.downsample.3", 2 * d, bias=2 * d)
@@ -108,6 +126,13 @@ def test_weights_have_upstreams_names_and_shapes(
     name: str, dims: tuple[int, ...], depths: tuple[int, ...], ratio: int
 ) -> None:
     assert shapes_of(empty_model(name)) == v2_table(dims, depths, ratio)
+
+
+@pytest.mark.parametrize("name", DEMO_CLASSES)
+def test_demo_models_have_the_structure_of_upstreams(name: str) -> None:
+    variant = get_variant(name)
+    table = v2_table(variant.dims, variant.depths, 1, mlp_ratio=2)
+    assert shapes_of(empty_model(name)) == table
 
 
 def test_the_vanilla_network_has_a_gate_16_states_and_no_mlp() -> None:

@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
 
@@ -12,16 +14,19 @@ import torch
 from torch import Tensor
 
 from stormrt.errors import InputError
-from stormrt.storm.plan import HOST_NAMES, Reduction, StormPlan, parse_plan, stage_grids
-from stormrt.storm.scores import HOSTS
+from stormrt.storm.grid import GridTrace
+from stormrt.storm.plan import Reduction, StormPlan, parse_plan, stage_grids
+from stormrt.storm.reductions import LineChoice
 from stormrt.storm.variants import Variant
-from stormrt.storm.vmamba import LineReduction, VMamba, build_vmamba, forced_selections
+from stormrt.storm.vmamba import VMamba, build_vmamba, forced_selections
 from tests.helpers.lines import cut, kept_lines
 from tests.helpers.models import SMALL, SMALL_VANILLA, lively, random_images
 from tests.helpers.scans import relative_l2
 from tests.helpers.seeds import SEED
 
 VARIANTS = (SMALL, SMALL_VANILLA)
+HOSTS = ("feature_norm", "step_size")
+"""One that scores the map, and one that needs the block before."""
 
 
 @pytest.fixture(scope="module", params=VARIANTS, ids=lambda v: v.name)
@@ -58,6 +63,18 @@ def test_every_size_from_32_pixels_gives_logits_and_maps_of_the_predicted_sizes(
         assert logits.isfinite().all()
 
 
+@pytest.mark.parametrize("coarse", VARIANTS, ids=lambda v: v.name)
+def test_patches_of_two_pixels_give_maps_of_the_predicted_sizes(
+    coarse: Variant, rng: np.random.Generator
+) -> None:
+    fine = lively(dataclasses.replace(coarse, patch=2), SEED)
+    for height, width in [(32, 32), (33, 47)]:
+        maps = fine.forward_features(random_images(rng, 1, height, width))
+        grids = [tuple(m.shape[2:]) for m in maps]
+        assert grids == stage_grids(fine.variant, height, width)
+        assert grids[0] != stage_grids(coarse, height, width)[0]
+
+
 def test_reduced_maps_have_the_sizes_that_the_plan_predicts(
     model: VMamba, rng: np.random.Generator
 ) -> None:
@@ -91,7 +108,7 @@ def test_a_published_model_runs_on_a_map_that_is_not_square(rng: np.random.Gener
 # --- images of a batch -------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("host", HOST_NAMES)
+@pytest.mark.parametrize("host", HOSTS)
 def test_images_of_a_batch_do_not_mix(host: str, rng: np.random.Generator, model: VMamba) -> None:
     reduced = model.with_plan(a_plan(host))
     x = random_images(rng, 3, 96, 72)
@@ -132,12 +149,12 @@ def by_hand(model: VMamba, x: Tensor, plan: StormPlan) -> Tensor:
                 rows = [kept_lines(s.mean(axis=1), r.height) for s in scores]
                 cols = [kept_lines(s.mean(axis=0), r.width) for s in scores]
                 x = torch.from_numpy(cut(maps, rows, cols))
-            x, step = block(x, with_step_size=True)
+            x, step = block(x, measure="step_size")
         last, x = x, stage.downsample(x)
     return model.classifier(last)
 
 
-@pytest.mark.parametrize("host", HOST_NAMES)
+@pytest.mark.parametrize("host", HOSTS)
 def test_a_reduced_model_equals_blocks_run_by_hand_with_lines_cut_by_hand(
     host: str, model: VMamba, rng: np.random.Generator
 ) -> None:
@@ -149,7 +166,7 @@ def test_a_reduced_model_equals_blocks_run_by_hand_with_lines_cut_by_hand(
 
 def test_hosts_choose_differently(model: VMamba, rng: np.random.Generator) -> None:
     x = random_images(rng, 2, 96, 72)
-    by_norm, by_step = (model.with_plan(a_plan(host))(x) for host in HOST_NAMES)
+    by_norm, by_step = (model.with_plan(a_plan(host))(x) for host in HOSTS)
     assert not torch.allclose(by_norm, by_step)
 
 
@@ -159,7 +176,7 @@ def test_keep_1_is_the_dense_model_to_the_bit(model: VMamba, rng: np.random.Gene
     assert torch.equal(model.with_plan(plan)(x), model(x))
 
 
-@pytest.mark.parametrize("host", HOST_NAMES)
+@pytest.mark.parametrize("host", HOSTS)
 def test_a_plan_that_keeps_every_line_is_the_dense_model_to_the_bit(
     host: str, model: VMamba, rng: np.random.Generator
 ) -> None:
@@ -181,7 +198,7 @@ def test_a_plan_leaves_the_model_it_was_given_as_it_was(
     assert torch.equal(reduced.with_plan(StormPlan())(x), before)
 
 
-@pytest.mark.parametrize("host", HOST_NAMES)
+@pytest.mark.parametrize("host", HOSTS)
 def test_shapes_of_a_reduced_model_do_not_depend_on_what_it_sees(
     host: str, model: VMamba, rng: np.random.Generator
 ) -> None:
@@ -204,8 +221,8 @@ def test_a_choice_can_be_forced_and_is_free_again_afterwards(
 ) -> None:
     plan = StormPlan((Reduction(0, 1, 5, 3),))
     reduced = model.with_plan(plan)
-    (name,) = [n for n, m in reduced.named_modules() if isinstance(m, LineReduction)]
-    assert name == "layers.0.reductions.1"
+    names = [n for n, m in reduced.named_modules() if isinstance(m, LineChoice)]
+    assert names == ["layers.0.reductions.1.rows", "layers.0.reductions.1.cols"]
     x = random_images(rng, 2, 40, 36)  # maps of 10 x 9
     free = reduced(x)
     rows, cols = (
@@ -213,14 +230,14 @@ def test_a_choice_can_be_forced_and_is_free_again_afterwards(
         for side, keep in ((10, 5), (9, 3))
     )
     forced = tuple(torch.from_numpy(lines).int() for lines in (rows, cols))
-    with forced_selections(reduced, {name: forced}):
+    with forced_selections(reduced, dict(zip(names, forced, strict=True))):
         got = reduced(x)
     stage = model.layers[0]
     maps, _ = stage.blocks[0](model.patch_embed(x))
     maps = torch.from_numpy(cut(maps.numpy(), rows.tolist(), cols.tolist()))
     maps = stage.downsample(stage.blocks[1](maps)[0])
     for later in list(model.layers)[1:]:
-        last = later(maps)
+        last = later(maps, GridTrace(StormPlan()))
         maps = later.downsample(last)
     assert relative_l2(got, model.classifier(last)) < 1e-5
     assert torch.equal(reduced(x), free)
@@ -228,29 +245,13 @@ def test_a_choice_can_be_forced_and_is_free_again_afterwards(
 
 def test_forcing_a_choice_that_the_model_has_not_fails_and_forces_nothing(model: VMamba) -> None:
     reduced = model.with_plan(StormPlan((Reduction(0, 1, 5, 3),)))
-    lines = (torch.zeros(1, 5).int(), torch.zeros(1, 3).int())
+    lines = torch.zeros(1, 5).int()
     forcing = forced_selections(
-        reduced, {"layers.0.reductions.1": lines, "layers.1.reductions.0": lines}
+        reduced, {"layers.0.reductions.1.rows": lines, "layers.1.reductions.0.rows": lines}
     )
     with pytest.raises(KeyError, match=r"layers\.1\.reductions\.0"), forcing:
         pass
-    assert reduced.layers[0].reductions["1"].forced is None
-
-
-def test_hosts_are_those_that_plans_can_name() -> None:
-    assert tuple(HOSTS) == HOST_NAMES
-    assert all(host.name == name for name, host in HOSTS.items())
-
-
-def test_scores_are_fp32_and_the_norm_does_not_overflow_fp16() -> None:
-    x = torch.full((1, 64, 2, 3), 300.0, dtype=torch.float16)  # 300 squared is beyond FP16
-    score = HOSTS["feature_norm"].score(x, None)
-    assert score.dtype == torch.float32
-    torch.testing.assert_close(score, torch.full((1, 2, 3), 2400.0))
-    step = torch.ones(1, 2, 3)
-    assert HOSTS["step_size"].score(x, step) is step
-    with pytest.raises(ValueError, match="needs a block before it"):
-        HOSTS["step_size"].score(x, None)
+    assert reduced.layers[0].reductions["1"].rows.forced is None
 
 
 # --- freezing and sharing ----------------------------------------------------------------------
