@@ -618,15 +618,6 @@ cudaError_t launchHalf(Params const& p, Shape const& shape, Device const& device
                                                                               stream, description);
 }
 
-//! Loads of several values need tensors that begin where such a load may.
-bool isAligned(Params const& p) {
-    uintptr_t bits = 0;
-    for (void const* tensor : {p.x, p.dt, p.b, p.c, static_cast<void const*>(p.y)}) {
-        bits |= reinterpret_cast<uintptr_t>(tensor);
-    }
-    return bits % 16 == 0;
-}
-
 }  // namespace
 
 cudaError_t launchBanded(Params const& p, Shape shape, Device const& device, cudaStream_t stream,

@@ -2,6 +2,9 @@
 // The kernels between which launch() chooses; each is in a file of its own.
 #pragma once
 
+#include <cstdint>
+#include <initializer_list>
+
 #include "selective_scan_2d/kernel.h"
 
 namespace stormrt::selective_scan_2d {
@@ -26,6 +29,15 @@ struct Launch {
     //! The kernel's variant, by its address on the host.
     void const* function = nullptr;
 };
+
+//! Loads of several values need tensors that begin where such a load may.
+inline bool isAligned(Params const& p) {
+    uintptr_t bits = 0;
+    for (void const* tensor : {p.x, p.dt, p.b, p.c, static_cast<void const*>(p.y)}) {
+        bits |= reinterpret_cast<uintptr_t>(tensor);
+    }
+    return bits % 16 == 0;
+}
 
 //! Any size and type (banded.cu). A shape that does not fit the sizes is replaced by the default.
 //! With a `description` nothing is launched: it says what would be. So for all of these.

@@ -733,12 +733,7 @@ Shape defaultShape(Params const& p, int run, Device const& device) {
 }  // namespace
 
 bool fitsStaged(Params const& p, Shape shape, Device const& device) noexcept {
-    if (p.dtype != DType::kFloat16 || p.state != 1) return false;
-    uintptr_t bits = 0;
-    for (void const* tensor : {p.x, p.dt, p.b, p.c, static_cast<void const*>(p.y)}) {
-        bits |= reinterpret_cast<uintptr_t>(tensor);
-    }
-    if (bits % 16 != 0) return false;
+    if (p.dtype != DType::kFloat16 || p.state != 1 || !isAligned(p)) return false;
     int const run = runOf(p);
     if (shape.group == 0) return defaultShape(p, run, withDefaultMemory(device)).group > 0;
     return geometry(p, shape, run, device).step_channels > 0;
