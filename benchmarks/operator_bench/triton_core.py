@@ -8,6 +8,7 @@ it; the copies are tiles that read the map once.
 
 # Kernels are compiled from the syntax tree: their arguments have no Python types, and their
 # constants are in capitals, as in Triton's own.
+# Triton compiles these functions: parameters have no Python types, constants are capitals.
 # ruff: noqa: ANN001, ANN202, N803
 # mypy: disable-error-code="untyped-decorator,no-untyped-def,no-untyped-call,misc"
 

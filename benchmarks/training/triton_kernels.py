@@ -18,6 +18,7 @@ import triton
 import triton.language as tl
 
 # Triton's language gives the arguments their types, and its constants are upper case by custom.
+# Triton compiles these functions: parameters have no Python types, constants are capitals.
 # ruff: noqa: ANN001, ANN201, ANN202, D403, N803, N806
 # mypy: ignore-errors
 
