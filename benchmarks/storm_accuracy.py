@@ -34,6 +34,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import safe_open
 from torch import Tensor
 
 from benchmarks.operator_bench.report import write
@@ -192,11 +193,19 @@ def open_model(variant: Variant, checkpoint: str, device: torch.device) -> tuple
         path = Path(checkpoint)
         load_checkpoint(model, path)
         known = {"checkpoint": hashlib.sha256(path.read_bytes()).hexdigest()[:16]}
-        beside = path.with_suffix(".json")  # what train_demo_models.py says of its weights
-        known["seed"] = json.loads(beside.read_text()).get("seed") if beside.is_file() else None
+        known["seed"] = training_seed(path)
     if device.type == "cuda":
         return model.to_fp16().to(device), known
     return model.freeze().to(device), known
+
+
+def training_seed(checkpoint: Path) -> int | None:
+    """What train_demo_models.py says of its weights, in the file itself; None: not its weights."""
+    if checkpoint.suffix != ".safetensors":
+        return None
+    with safe_open(checkpoint, framework="np") as weights:
+        seed = (weights.metadata() or {}).get("seed")
+    return None if seed is None else int(seed)
 
 
 def accuracy_rows(

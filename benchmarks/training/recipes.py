@@ -75,7 +75,7 @@ RECIPES: dict[str, Recipe] = {
         warm_up=0.05,
         calm=0.1,
         drop_path=0.2,
-        ema=0.999,
+        ema=0.998,
         augmentation=Augmentation(
             area=(0.35, 1.0), aspect=0.3, plain=0.2, shift=4, turned=0.3, degrees=10, shear=0.1,
             coloured=0.6, colour=0.4, gain=0.1, sharpness=0.6, grey=0.05, solarised=0.05,
@@ -92,7 +92,7 @@ RECIPES: dict[str, Recipe] = {
         warm_up=0.05,
         calm=0.1,
         drop_path=0.1,
-        ema=0.999,
+        ema=0.997,
         augmentation=Augmentation(
             area=(0.6, 1.2), aspect=0.2, plain=0.5, shift=4, turned=0.5, degrees=15, shear=0.15,
             coloured=0.5, colour=0.4, gain=0.1, sharpness=0.0, grey=0.02, solarised=0.05,
