@@ -11,6 +11,7 @@ import argparse
 import json
 import re
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -93,25 +94,50 @@ def stale_tables(*, write: bool) -> list[str]:
 
 def stale_plots(*, write: bool, redraw: bool = False) -> list[str]:
     """Plots that were drawn from other results than those there are."""
-    stale = []
-    for file, source, draw in plots.PLOTS:
-        results = (RESULTS / source).read_bytes()
-        path, note = ROOT / file, plots.digest(results)
-        if redraw or not path.is_file() or note not in path.read_text():
-            stale.append(file)
-            if write:
-                draw(json.loads(results), path, note)
-    return stale
+    return [
+        file
+        for file, source, draw in plots.PLOTS
+        if is_stale(file, RESULTS / source, draw, write=write, redraw=redraw)
+    ]
+
+
+def is_stale(
+    file: str, results: Path, draw: Callable[[Any, Path, str], None], *, write: bool, redraw: bool
+) -> bool:
+    """Whether a plot was drawn from other results than those there are; drawn again if asked."""
+    content = results.read_bytes()
+    path, note = ROOT / file, plots.digest(content)
+    if not redraw and path.is_file() and note in path.read_text():
+        return False
+    if write:
+        draw(json.loads(content), path, note)
+    return True
 
 
 def main() -> int:
     """Render every block and plot; 1 where ``--check`` finds a difference."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    return run(__doc__, stale_tables, stale_plots)
+
+
+def run(
+    doc: str, find_tables: Callable[..., list[str]], find_plots: Callable[..., list[str]]
+) -> int:
+    """The command line of a script that renders.
+
+    Args:
+        doc: The script's.
+        find_tables: Names the stale blocks; with ``write`` it mends them.
+        find_plots: The same for plots; with ``redraw`` all are stale.
+
+    Returns:
+        1 where ``--check`` finds a difference.
+    """
+    parser = argparse.ArgumentParser(description=doc.splitlines()[0])
     parser.add_argument("--check", action="store_true")
     parser.add_argument("--redraw", action="store_true", help="draw every plot again")
     options = parser.parse_args()
-    stale = stale_tables(write=not options.check)
-    stale += stale_plots(write=not options.check, redraw=options.redraw)
+    stale = find_tables(write=not options.check)
+    stale += find_plots(write=not options.check, redraw=options.redraw)
     failed = options.check and bool(stale)
     print("out of date: " + ", ".join(stale) if failed else f"changed: {len(stale)}")
     return 1 if failed else 0

@@ -7,7 +7,6 @@ python benchmarks/render_storm.py --check   # exit code 1 where a file is out of
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
 from collections.abc import Callable
@@ -18,8 +17,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))  # run as a file, this would find only what lies beside it
 
-from benchmarks.operator_bench.plots import digest  # noqa: E402  # needs the path
-from benchmarks.render_figures import render  # noqa: E402  # needs the path
+from benchmarks.render_figures import is_stale, render, run  # noqa: E402  # needs the path
 from benchmarks.storm_eval import plots, tables  # noqa: E402  # needs the path
 
 RESULTS = ROOT / "benchmarks" / "results" / "storm_accuracy.json"
@@ -60,27 +58,16 @@ def stale_plots(*, write: bool, redraw: bool = False) -> list[str]:
     """Plots that were drawn from other results than those there are."""
     if not RESULTS.is_file():
         return []
-    results, stale = RESULTS.read_bytes(), []
-    for file, draw in plots.PLOTS:
-        path, note = ROOT / file, digest(results)
-        if redraw or not path.is_file() or note not in path.read_text():
-            stale.append(file)
-            if write:
-                draw(json.loads(results), path, note)
-    return stale
+    return [
+        file
+        for file, draw in plots.PLOTS
+        if is_stale(file, RESULTS, draw, write=write, redraw=redraw)
+    ]
 
 
 def main() -> int:
     """Render every block and plot; 1 where ``--check`` finds a difference."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--check", action="store_true")
-    parser.add_argument("--redraw", action="store_true", help="draw every plot again")
-    options = parser.parse_args()
-    stale = stale_blocks(write=not options.check)
-    stale += stale_plots(write=not options.check, redraw=options.redraw)
-    failed = options.check and bool(stale)
-    print("out of date: " + ", ".join(stale) if failed else f"changed: {len(stale)}")
-    return 1 if failed else 0
+    return run(__doc__, stale_blocks, stale_plots)
 
 
 if __name__ == "__main__":

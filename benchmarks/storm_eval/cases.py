@@ -24,14 +24,8 @@ from stormrt.storm.plan import (
     check_plan,
     stage_grids,
 )
-from stormrt.storm.planner import (
-    DEFAULT_POLICY,
-    POLICIES,
-    Choice,
-    Policy,
-    Preference,
-    plan_for_flops,
-)
+from stormrt.storm.planner import Choice, plan_for_flops
+from stormrt.storm.policies import DEFAULT_POLICY, POLICIES, Policy, Preference
 from stormrt.storm.variants import Variant
 from stormrt.storm.vmamba import VMamba
 

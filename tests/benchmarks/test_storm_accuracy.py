@@ -28,8 +28,9 @@ from benchmarks.storm_eval.evaluate import Evaluator, batch_size
 from benchmarks.training.data import normalise
 from stormrt.errors import InputError
 from stormrt.storm.flops import count_flops
+from stormrt.storm.measured import read_measured
 from stormrt.storm.plan import StormPlan, check_plan
-from stormrt.storm.planner import plan_for_flops, read_measured
+from stormrt.storm.planner import plan_for_flops
 from stormrt.storm.variants import VARIANTS
 from stormrt.storm.vmamba import VMamba
 from tests.helpers.models import SMALL, lively, random_images

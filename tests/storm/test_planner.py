@@ -15,10 +15,9 @@ import pytest
 
 from stormrt.errors import InputError
 from stormrt.storm.flops import count_flops, flops_share
+from stormrt.storm.ladder import Ladder
 from stormrt.storm.plan import StormPlan, check_plan, keep_plan
 from stormrt.storm.planner import (
-    POLICIES,
-    Ladder,
     Target,
     is_target,
     parse_target,
@@ -26,6 +25,7 @@ from stormrt.storm.planner import (
     plan_for_latency,
     plan_for_target,
 )
+from stormrt.storm.policies import POLICIES
 from stormrt.storm.variants import VARIANTS, Variant, get_variant
 
 ROOT = Path(__file__).resolve().parents[2]
