@@ -97,16 +97,16 @@ def stale_plots(*, write: bool, redraw: bool = False) -> list[str]:
     return [
         file
         for file, source, draw in plots.PLOTS
-        if is_stale(file, RESULTS / source, draw, write=write, redraw=redraw)
+        if is_stale(ROOT / file, RESULTS / source, draw, write=write, redraw=redraw)
     ]
 
 
 def is_stale(
-    file: str, results: Path, draw: Callable[[Any, Path, str], None], *, write: bool, redraw: bool
+    path: Path, results: Path, draw: Callable[[Any, Path, str], None], *, write: bool, redraw: bool
 ) -> bool:
     """Whether a plot was drawn from other results than those there are; drawn again if asked."""
     content = results.read_bytes()
-    path, note = ROOT / file, plots.digest(content)
+    note = plots.digest(content)
     if not redraw and path.is_file() and note in path.read_text():
         return False
     if write:

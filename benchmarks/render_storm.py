@@ -61,7 +61,7 @@ def stale_plots(*, write: bool, redraw: bool = False) -> list[str]:
     return [
         file
         for file, draw in plots.PLOTS
-        if is_stale(file, RESULTS, draw, write=write, redraw=redraw)
+        if is_stale(ROOT / file, RESULTS, draw, write=write, redraw=redraw)
     ]
 
 
