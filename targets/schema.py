@@ -11,8 +11,9 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validat
 
 from stormrt.errors import InputError
 
-Precision = Literal["fp32", "fp16"]
-"""A precision that a graph can be written in. It lives in the graph, never in builder flags."""
+Precision = Literal["fp32", "fp16", "int8"]
+"""A precision that a graph can be written in: casts for FP16; for INT8 also Q/DQ pairs, with FP16
+beside them. It lives in the graph, never in builder flags."""
 
 RuntimeName = Literal["tensorrt", "tensorrt_rtx"]
 """A Python package that builds and runs engines."""
@@ -125,6 +126,8 @@ class Tolerances(_Recipe):
     """For graphs whose values are all FP32."""
     fp16: Tolerance | None = None
     """For graphs cast to FP16."""
+    int8: Tolerance | None = None
+    """For graphs with Q/DQ pairs."""
 
 
 class RuntimeRecipe(_Recipe):
@@ -165,6 +168,20 @@ class Build(_Recipe):
     """How long TensorRT looks for fast kernels, from 0 (shortest) to 5 (longest)."""
 
 
+class Quantization(_Recipe):
+    """What INT8 means for the target, beside the default policy (``pipeline.quantize.policy``)."""
+
+    keep_float: Annotated[tuple[str, ...], Field(strict=False)] = ()
+    """Regular expressions on node names: what they find stays in floating point."""
+    most_top1_loss: Fraction
+    """Most that INT8's top-1 (0 to 1) may be below FP16's, where there are labelled images."""
+    most_tensor_error: Fraction = 0.5
+    """Most that rounding may change one tensor by itself (relative L2): more is a bad scale, even
+    where other layers hide it."""
+    must_be_faster: bool = True
+    """Whether an INT8 engine that was measured and is slower than FP16's is refused."""
+
+
 class Target(_Recipe):
     """A board: what it is, what runs on it, how its engine is built and judged."""
 
@@ -184,6 +201,8 @@ class Target(_Recipe):
     """Packages that build engines for the target, the preferred one first."""
     build: Build
     tolerance: Tolerances
+    quantization: Quantization | None = None
+    """Needed where ``build.precisions`` has int8."""
 
     @model_validator(mode="after")
     def _check_across_tables(self) -> Target:
@@ -207,6 +226,8 @@ class Target(_Recipe):
                 raise ValueError(
                     f"tolerance.{precision}: missing, though build.precisions has {precision!r}"
                 )
+        if "int8" in precisions and self.quantization is None:
+            raise ValueError("quantization: missing, though build.precisions has 'int8'")
         for index, recipe in enumerate(self.runtimes):
             if recipe.name in [other.name for other in self.runtimes[:index]]:
                 raise ValueError(f"runtime.{index}.name: {recipe.name!r} is declared twice")
@@ -252,7 +273,7 @@ class Target(_Recipe):
         target's ``[tolerance.<precision>]`` otherwise.
 
         Args:
-            precision: ``fp32`` or ``fp16``.
+            precision: ``fp32``, ``fp16`` or ``int8``.
             runtime: ``tensorrt`` or ``tensorrt_rtx``.
 
         Raises:
