@@ -1,5 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""INT8 calibration. Empty until the INT8 work lands; FP32 and FP16 need no calibration."""
+"""INT8 calibration: which images, what is observed of each tensor, and the ranges that follow.
+
+``images`` chooses, ``collect`` runs the exported graph and keeps ``statistics``, ``observers`` turn
+those into ranges, ``table`` is the file, ``check`` refuses a table of something else.
+"""
 
 if not __name__.startswith("stormrt."):
     raise ImportError(
