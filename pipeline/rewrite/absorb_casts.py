@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 import onnx
 from onnx import TensorProto
 
@@ -11,7 +13,7 @@ from stormrt.plugins.registry import all_plugins
 from stormrt.plugins.spec import DOMAIN
 
 
-def absorb_casts(model: onnx.ModelProto) -> int:
+def absorb_casts(model: onnx.ModelProto, fp32_nodes: Collection[str] = ()) -> int:
     """Absorb in place.
 
     Before::
@@ -25,6 +27,10 @@ def absorb_casts(model: onnx.ModelProto) -> int:
     A node is changed only if all of its maps (the tensors of type ``T``) come from FP16 and one
     cast to FP16 is all that reads its result; one that computes scores in FP32 stays as it is.
 
+    Args:
+        model: The graph.
+        fp32_nodes: Names of nodes that stay as they are, since FP16 cannot hold their values.
+
     Returns:
         The number of custom nodes changed.
     """
@@ -34,7 +40,7 @@ def absorb_casts(model: onnx.ModelProto) -> int:
     results = {value.name for value in graph.output}
     absorbed: list[onnx.NodeProto] = []
     for node in graph.node:
-        if node.domain != DOMAIN or node.output[0] in results:
+        if node.domain != DOMAIN or node.output[0] in results or node.name in fp32_nodes:
             continue
         spec = all_plugins()[node.op_type]
         maps = [i for i, tensor in enumerate(spec.inputs) if tensor.dtype == "T"]

@@ -7,6 +7,7 @@ from typing import cast
 
 import onnx
 
+from stormrt.pipeline.rewrite.raise_opset import raise_function
 from stormrt.pipeline.rewrite.values import DTYPE_NAMES, value_types
 from stormrt.plugins.registry import all_plugins, plugin_module
 from stormrt.plugins.spec import DOMAIN
@@ -37,6 +38,7 @@ def attach_functions(model: onnx.ModelProto) -> int:
     graph = model.graph
     types = value_types(graph)
     functions: dict[tuple[str, str], onnx.FunctionProto] = {}
+    opset = next(o.version for o in model.opset_import if not o.domain)
     nodes = [n for n in graph.node if n.domain == DOMAIN]
     for node in nodes:
         spec = all_plugins()[node.op_type]
@@ -47,6 +49,7 @@ def attach_functions(model: onnx.ModelProto) -> int:
         function = cast("onnx.FunctionProto", module.function_for(bound, dtype))
         # The node carries these attributes, and a function must declare what its calls carry.
         function.attribute[:] = list(spec.attributes())
+        raise_function(function, opset)
         node.overload = function.overload
         functions[(function.name, function.overload)] = function
     del model.functions[:]

@@ -3,7 +3,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
+from functools import partial
 
 import onnx
 
@@ -21,11 +22,6 @@ _NAME = GraphPass(
     "name_by_module",
     "node and value names of the exporter tell nothing and change with its version",
     name_by_module,
-)
-_ABSORB = GraphPass(
-    "absorb_casts",
-    "the converter surrounds custom nodes with casts that their FP16 I/O makes needless",
-    absorb_casts,
 )
 _JOIN = GraphPass(
     "join_fp32",
@@ -48,9 +44,22 @@ _TIDY = GraphPass(
 )
 
 AFTER_EXPORT: tuple[GraphPass, ...] = (_NAME, _TIDY, _ATTACH)
-AFTER_PRECISION: tuple[GraphPass, ...] = (_TIDY, _ABSORB, _JOIN, _TIDY, _ATTACH)
 LOWER_NATIVE: tuple[GraphPass, ...] = (_INLINE, _TIDY)
 LOWER_PLUGIN: tuple[GraphPass, ...] = (_DROP,)
+
+
+def after_precision(fp32_nodes: Collection[str] = ()) -> tuple[GraphPass, ...]:
+    """The passes behind the converter to FP16.
+
+    Args:
+        fp32_nodes: Names of custom nodes that stay in FP32.
+    """
+    absorb = GraphPass(
+        "absorb_casts",
+        "the converter surrounds custom nodes with casts that their FP16 I/O makes needless",
+        partial(absorb_casts, fp32_nodes=fp32_nodes),
+    )
+    return (_TIDY, absorb, _JOIN, _TIDY, _ATTACH)
 
 
 def run_passes(model: onnx.ModelProto, passes: Sequence[GraphPass]) -> tuple[PassReport, ...]:

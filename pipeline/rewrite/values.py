@@ -12,6 +12,7 @@ from onnx import TensorProto
 DTYPE_NAMES: dict[int, str] = {
     TensorProto.FLOAT: "float32",
     TensorProto.FLOAT16: "float16",
+    TensorProto.INT8: "int8",
     TensorProto.INT32: "int32",
     TensorProto.INT64: "int64",
     TensorProto.BOOL: "bool",

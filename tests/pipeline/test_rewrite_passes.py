@@ -27,6 +27,7 @@ from stormrt.pipeline.rewrite.name_by_module import (
     name_by_module,
     selection_values,
 )
+from stormrt.pipeline.rewrite.raise_opset import raise_opset
 from stormrt.pipeline.rewrite.schedule import run_passes
 from stormrt.pipeline.rewrite.tidy import tidy
 from stormrt.pipeline.rewrite.verify import GraphInvariantError, verify
@@ -423,6 +424,13 @@ class TestAbsorbCasts:
         assert absorb_casts(proto) == 0
         assert proto.graph == once
 
+    def test_a_node_of_an_island_stays_in_fp32(self):
+        proto = self.graph()
+        custom = next(n for n in proto.graph.node if n.domain)
+        before = deepcopy(proto.graph)
+        assert absorb_casts(proto, [custom.name]) == 0
+        assert proto.graph == before
+
     def test_a_node_read_in_fp32_stays_in_fp32(self):
         proto = self.graph(reader="Abs")
         before = deepcopy(proto.graph)
@@ -530,6 +538,61 @@ class TestJoinFp32:
         before = deepcopy(proto.graph)
         assert join_fp32(proto) == 0
         assert proto.graph == before
+
+
+class TestRaiseOpset:
+    def graph(self) -> onnx.ModelProto:
+        """Reshape-19 takes more types than Reshape-18, and means the same."""
+        return model(
+            [node("Reshape", "x shape", "a"), node("Abs", "a", "y")],
+            [value("x", [2, 3])],
+            [value("y", [6])],
+            inner=[value("a", [6])],
+            constants={"shape": np.array([6], np.int64)},
+        )
+
+    def opsets(self, proto: onnx.ModelProto) -> list[int]:
+        held = [proto, *proto.functions]
+        return [o.version for h in held for o in h.opset_import if not o.domain]
+
+    def test_the_graph_says_the_later_opset_and_computes_the_same(self, rng):
+        proto, x = self.graph(), rng.standard_normal((2, 3)).astype(np.float32)
+        before = run(proto, x=x)
+        assert raise_opset(proto, 19) == 1
+        assert self.opsets(proto) == [19]
+        verify(proto, after="raise_opset")
+        np.testing.assert_array_equal(run(proto, x=x), before)
+
+    def test_functions_are_raised_with_their_graph(self):
+        proto = one_gather()
+        attach_functions(proto)
+        assert raise_opset(proto, 19) == 2
+        assert self.opsets(proto) == [19, 19]
+        verify(proto, after="raise_opset")
+
+    def test_functions_are_attached_in_the_opset_of_the_graph(self):
+        proto = one_gather()
+        raise_opset(proto, 19)
+        attach_functions(proto)
+        assert self.opsets(proto) == [19, 19]
+        verify(proto, after="attach_functions")
+
+    def test_twice_is_once(self):
+        proto = self.graph()
+        raise_opset(proto, 19)
+        assert raise_opset(proto, 19) == 0
+        assert raise_opset(proto, 18) == 0
+        assert self.opsets(proto) == [19]
+
+    def test_a_step_in_which_an_operator_means_something_else_is_refused(self):
+        pooled = model([node("AveragePool", "x", "y")], [value("x", [2])], [value("y", [2])])
+        with pytest.raises(ValueError, match="AveragePool of opset 19"):
+            raise_opset(pooled, 19)
+        assert self.opsets(pooled) == [18]
+
+    def test_a_step_that_nobody_has_read_the_changes_of_is_refused(self):
+        with pytest.raises(ValueError, match="Reshape of opset 21"):
+            raise_opset(self.graph(), 21)
 
 
 class TestSchedule:
