@@ -6,8 +6,10 @@ READY := $(VENV)/.ready
 TOOLS := .tools/.ready
 # TensorRT's lean runtimes, whose plugin registries the tests use. Both cannot be in one environment.
 LEAN := 10.16.1.11 11.4.0.106
-CPP := $(wildcard $(foreach kind,cpp cu cuh h,plugins/*/*.$(kind) tests/plugins/native/*.$(kind) \
-	benchmarks/operator_bench/*.$(kind)))
+CPP := $(wildcard $(foreach kind,cpp cu cuh h hpp,plugins/*/*.$(kind) tests/plugins/native/*.$(kind) \
+	benchmarks/operator_bench/*.$(kind) pipeline/package/templates/plain/*.$(kind) \
+	tests/pipeline/package_stand_ins/*.$(kind) runtime/include/stormrt/*.$(kind) \
+	tests/runtime/*.$(kind) tests/runtime/cpp/*.$(kind)))
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
 .PHONY: demo test lint setup clean

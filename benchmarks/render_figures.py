@@ -18,6 +18,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))  # run as a file, this would find only what lies beside it
 
+from benchmarks import int8_report  # noqa: E402  # needs the path
 from benchmarks.operator_bench import plots, tables  # noqa: E402  # needs the path
 from benchmarks.operator_bench.tables import table  # noqa: E402  # needs the path
 
@@ -59,8 +60,14 @@ BLOCKS = (
     ("docs/plugins.md", "board-estimates", "profile_scan.json", tables.board_estimates),
     ("docs/plugins.md", "gpu-model", "plugins.json", tables.gpu_model),
     ("docs/plugins.md", "checked", "plugins.json", tables.checked),
+    ("docs/int8.md", "int8-headline", "int8_accuracy.json", int8_report.headline),
+    ("docs/int8.md", "int8-observers", "int8_accuracy.json", int8_report.observers),
 )
 """File, marker, results, and what makes the text; of None where there are no results yet."""
+
+
+PLOTS = (*plots.PLOTS, ("docs/figures/int8.svg", "int8_accuracy.json", int8_report.draw))
+"""File, results, and what draws it."""
 
 
 def render(text: str, name: str, body: str) -> str:
@@ -96,7 +103,7 @@ def stale_plots(*, write: bool, redraw: bool = False) -> list[str]:
     """Plots that were drawn from other results than those there are."""
     return [
         file
-        for file, source, draw in plots.PLOTS
+        for file, source, draw in PLOTS
         if is_stale(ROOT / file, RESULTS / source, draw, write=write, redraw=redraw)
     ]
 

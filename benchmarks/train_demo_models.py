@@ -31,7 +31,7 @@ from benchmarks.training.loop import Options, Result, Trainer, accuracy
 from benchmarks.training.operators import HAS_TRITON
 from benchmarks.training.recipes import RECIPES, Recipe, recipe_of
 from stormrt.errors import InputError, StormrtError
-from stormrt.pipeline.photographs import MEAN, STD
+from stormrt.pipeline.preprocessing import MEAN, STD
 from stormrt.storm.checkpoint import load_checkpoint
 from stormrt.storm.variants import Variant, get_variant
 from stormrt.storm.vmamba import VMamba

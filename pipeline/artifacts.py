@@ -69,8 +69,16 @@ class ExportedGraph:
 
 
 @dataclass(frozen=True, slots=True)
+class CalibrationFile:
+    """A calibration table's file (``calibration.table``)."""
+
+    file: FileDigest
+    images: int
+
+
+@dataclass(frozen=True, slots=True)
 class QuantizedGraph:
-    """The graph in its precision: casts for FP16. Custom nodes still have functions attached."""
+    """The graph in its precision, by casts and Q/DQ. Custom nodes still have functions attached."""
 
     file: FileDigest
     precision: Precision
@@ -116,3 +124,5 @@ class EngineArtifact:
     runtime_version: str
     sm: int
     """Compute capability, times ten: 75, 87."""
+    plugin_libraries: tuple[FileDigest, ...] = ()
+    """Those that it was built with, by their file names: others may have other kernels."""

@@ -11,11 +11,12 @@ import shlex
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import TYPE_CHECKING, Literal, TypeVar
 
 import stormrt
 from stormrt.errors import InputError
 from stormrt.pipeline.artifacts import (
+    CalibrationFile,
     EngineArtifact,
     FileDigest,
     GoldenData,
@@ -32,18 +33,34 @@ from stormrt.pipeline.files import (
     sweep,
     write_text,
 )
-from stormrt.pipeline.graph_stages import make_graphs, model_facts, version, workstation_packages
+from stormrt.pipeline.graph_stages import (
+    NO_INT8,
+    GraphFiles,
+    Int8Options,
+    calibrate_stage,
+    check_calibration,
+    export_stage,
+    finish_graphs,
+    model_facts,
+    version,
+    workstation_packages,
+)
 from stormrt.pipeline.model_spec import resolve_spec
 from stormrt.pipeline.probe import installed_version
 from stormrt.pipeline.report import to_markdown
 from stormrt.pipeline.runtimes import RuntimeChoice, choose_runtime
 from stormrt.pipeline.schema import (
     ENGINE_NAME,
+    FP16_ENGINE_NAME,
+    FP16_MODEL_NAME,
     GOLDEN_NAME,
     MANIFEST_NAME,
     MODEL_NAME,
+    REFUSED_ENGINE_NAME,
     REPORT_JSON_NAME,
     REPORT_MD_NAME,
+    TABLE_NAME,
+    Fallback,
     Manifest,
     ToolVersion,
     ValidationReport,
@@ -51,8 +68,15 @@ from stormrt.pipeline.schema import (
 from stormrt.pipeline.stage_cache import StageCache
 from stormrt.targets import Precision, RuntimeName, Target, dump_target, load_target
 
-STAGES = ("golden", "export", "precision", "lower", "engine", "validate")
-"""In order. ``golden`` is first: a bad checkpoint or photograph shows before the long stages."""
+if TYPE_CHECKING:
+    from stormrt.calibration.images import ImageEvent
+
+STAGES = ("golden", "export", "calibrate", "precision", "lower", "engine", "validate")
+"""In order. ``golden`` is first: a bad checkpoint or photograph shows before the long stages.
+``calibrate`` is INT8's alone."""
+
+BESIDE = "-fp16"
+"""Ends the names of the stages, and of their files, that make the FP16 build beside an INT8 one."""
 
 WORK_FOLDER = ".stormrt"
 DEFAULT_SEED = 0
@@ -60,6 +84,10 @@ DEFAULT_SEED = 0
 _PUBLISHED = (
     MODEL_NAME,
     ENGINE_NAME,
+    REFUSED_ENGINE_NAME,
+    FP16_MODEL_NAME,
+    FP16_ENGINE_NAME,
+    TABLE_NAME,
     GOLDEN_NAME,
     REPORT_JSON_NAME,
     REPORT_MD_NAME,
@@ -98,6 +126,10 @@ class BuildRequest:
     dynamic_batch: bool = False
     photographs: Path | None = None
     """File or folder; None: those that come with dependencies."""
+    calibration: Path | None = None
+    """Of INT8: a table, or images."""
+    labelled: Path | None = None
+    """Labelled images that the gate of INT8 takes top-1 of."""
     runtime: RuntimeName | None = None
     seed: int = DEFAULT_SEED
     force: bool = False
@@ -118,6 +150,8 @@ class BuildPlan:
     runtime: RuntimeChoice
     photographs: tuple[Path, ...]
     out: Path
+    int8: Int8Options = NO_INT8
+    labelled: Path | None = None
 
     @property
     def work(self) -> Path:
@@ -167,6 +201,16 @@ def resolve(request: BuildRequest) -> BuildPlan:
         dynamic_batch=request.dynamic_batch,
         seed=request.seed,
     )
+    check_calibration(precision, request.calibration)
+    if request.labelled is not None and precision != "int8":
+        raise InputError(
+            "labelled images are for the gate of INT8",
+            where="--labelled",
+            got=f"precision {precision}",
+            fix="leave it out; `stormrt evaluate` says how often a model is right",
+        )
+    if request.labelled is not None and not request.labelled.exists():
+        raise InputError("the labelled images do not exist", where=str(request.labelled))
     require_folder(request.out)
     # Imported here: Pillow and NumPy are not needed to refuse a bad request.
     from stormrt.pipeline.photographs import (
@@ -187,6 +231,11 @@ def resolve(request: BuildRequest) -> BuildPlan:
         runtime=choose_runtime(target, request.runtime),
         photographs=photographs,
         out=request.out,
+        int8=Int8Options(
+            request.calibration,
+            () if target.quantization is None else target.quantization.keep_float,
+        ),
+        labelled=request.labelled,
     )
 
 
@@ -195,6 +244,7 @@ def build(
     *,
     on_stage: StageEvent = lambda *_: None,
     on_progress: ProgressCallback | None = None,
+    on_image: ImageEvent = lambda *_: None,
 ) -> BuildOutcome:
     """Run the chain.
 
@@ -204,11 +254,11 @@ def build(
     """
     plan = resolve(request)
     if request.dry_run:
-        return _run(plan, request, on_stage, on_progress)
+        return _run(plan, request, on_stage, on_progress, on_image)
     with folder_lock(plan.work):
         sweep(plan.work, "*")
         sweep(plan.out, *_PUBLISHED)
-        return _run(plan, request, on_stage, on_progress)
+        return _run(plan, request, on_stage, on_progress, on_image)
 
 
 class _Chain:
@@ -218,7 +268,7 @@ class _Chain:
         first = STAGES.index(request.first) if request.first else None
         last = STAGES.index(request.last) if request.last else len(STAGES) - 1
         forced = STAGES if request.force else STAGES[first:] if first is not None else ()
-        self.cache = StageCache(plan.work, frozenset(forced))
+        self.cache = StageCache(plan.work, frozenset((*forced, *(s + BESIDE for s in forced))))
         self.before = frozenset(STAGES[:first]) if first is not None else frozenset()
         self.after = frozenset(STAGES[last + 1 :])
         self.dry_run, self.on_stage = request.dry_run, on_stage
@@ -234,9 +284,10 @@ class _Chain:
     ) -> _T | None:
         """The stage's artefact; None where it was not asked for, or in a dry run is to be made."""
         key = self.cache.key(name, depends_on)
-        if name in self.after:
+        place = name.removesuffix(BESIDE)
+        if place in self.after:
             return self._done(name, "not asked for", None)
-        if name in self.before and not self.dry_run:
+        if place in self.before and not self.dry_run:
             return self._done(name, "skipped", self.cache.require(name, kind, key))
         found = self.cache.load(name, kind, key)
         if self.dry_run:
@@ -258,8 +309,10 @@ def _run(
     request: BuildRequest,
     on_stage: StageEvent,
     on_progress: ProgressCallback | None,
+    on_image: ImageEvent,
 ) -> BuildOutcome:
     chain, work, spec = _Chain(plan, request, on_stage), plan.work, plan.spec
+    stage, lowering = chain.stage, plan.runtime.recipe.lowering
     photographs = [sha256_file(path) for path in plan.photographs]
 
     def run_golden() -> GoldenData:
@@ -267,7 +320,7 @@ def _run(
             from stormrt.pipeline.golden import make_golden
         return make_golden(spec, plan.photographs, work / GOLDEN_NAME)
 
-    golden = chain.stage(
+    golden = stage(
         "golden",
         GoldenData,
         {
@@ -279,60 +332,32 @@ def _run(
         run_golden,
         lambda g: (g.file,),
     )
-
-    lowered = make_graphs(chain.stage, spec, plan.precision, plan.runtime.recipe.lowering, work)
-    final = None if lowered is None else _final_graph(lowered)
-
-    def run_engine() -> EngineArtifact:
-        from stormrt.pipeline.device_build import PLUGIN_FOLDER, plugin_libraries
-        from stormrt.pipeline.engine import build_engine
-
-        assert final is not None  # the stage before has run
-        result = build_engine(
-            work / final.file.name,
-            runtime=plan.runtime.recipe.name,
-            target=plan.target,
-            out=work / ENGINE_NAME,
-            plugin_libraries=plugin_libraries(final.plugins, plan.target, work / PLUGIN_FOLDER),
-            progress=on_progress,
-            board_command=_board_command(plan.out),
-            max_batch=spec.batch if spec.dynamic_batch else None,
-        )
-        return EngineArtifact(
-            FileDigest(ENGINE_NAME, result.sha256, result.size_bytes),
-            result.runtime,
-            result.runtime_version,
-            result.sm,
-        )
-
-    engine: EngineArtifact | None = None
-    if plan.runtime.blocker is None:
-        engine = chain.stage(
-            "engine",
-            EngineArtifact,
-            {
-                "source": final and final.file.sha256,
-                "target": target_digest(plan.target),
-                "runtime": plan.runtime.recipe.name,
-                "version": version(distribution(plan.runtime.recipe.name)),
-            },
-            run_engine,
-            lambda e: (e.file,),
-        )
-    else:
+    exported = export_stage(stage, spec, work)
+    table, beside = None, None
+    if plan.precision == "int8":
+        table = calibrate_stage(stage, spec, exported, work, plan.int8, on_image)
+    keep = plan.int8.keep_float
+    lowered = finish_graphs(stage, exported, plan.precision, lowering, work, table, keep)
+    if plan.precision == "int8":
+        fp16 = finish_graphs(stage, exported, "fp16", lowering, work, table, (), BESIDE_FILES)
+        beside = Built(fp16, _engine(chain, plan, fp16, FP16_ENGINE_NAME, on_progress))
+    built = Built(lowered, _engine(chain, plan, lowered, ENGINE_NAME, on_progress))
+    if plan.runtime.blocker is not None:
         chain.statuses.append(("engine", "not asked for"))
 
     def run_validate() -> ValidationReport:
         with workstation_packages():
             from stormrt.pipeline.validate import validate_build
-        return validate_build(plan, work, engine)
+        return validate_build(plan, work, built.engine, built, beside, table)
 
-    report = chain.stage(
+    report = stage(
         "validate",
         ValidationReport,
         {
             "graph": lowered and lowered.native.file.sha256,
-            "engine": engine and engine.file.sha256,
+            "engine": built.engine and built.engine.file.sha256,
+            "beside": beside and beside.digests(),
+            "labelled": plan.labelled and fingerprint(plan.labelled),
             "blocker": plan.runtime.blocker,
             "golden": golden and golden.file.sha256,
             "target": target_digest(plan.target),
@@ -346,9 +371,8 @@ def _run(
     if not request.dry_run and request.last is None:
         # Every stage has run or was skipped.
         assert golden is not None
-        assert final is not None
         assert report is not None
-        manifest = _publish(plan, golden, final, engine, report)
+        manifest = _publish(plan, golden, table, built, beside, report)
     return BuildOutcome(
         plan=plan,
         stages=tuple(chain.statuses),
@@ -358,30 +382,115 @@ def _run(
     )
 
 
-def _final_graph(lowered: LoweredGraphs) -> LoweredGraph:
-    """The graph that the runtime takes."""
-    return lowered.plugin or lowered.native
+BESIDE_FILES = GraphFiles(BESIDE)
+
+
+@dataclass(frozen=True, slots=True)
+class Built:
+    """One precision of a build: its graphs, and its engine where there is one."""
+
+    graphs: LoweredGraphs | None
+    """None where the stage was not asked for, or in a dry run is to be made."""
+    engine: EngineArtifact | None
+
+    @property
+    def final(self) -> LoweredGraph | None:
+        """The graph that the runtime takes."""
+        return None if self.graphs is None else self.graphs.plugin or self.graphs.native
+
+    def digests(self) -> tuple[str | None, str | None]:
+        """What depends on it depends on these."""
+        final = self.final
+        return (
+            None if final is None else final.file.sha256,
+            None if self.engine is None else self.engine.file.sha256,
+        )
+
+
+def _engine(
+    chain: _Chain,
+    plan: BuildPlan,
+    graphs: LoweredGraphs | None,
+    name: str,
+    on_progress: ProgressCallback | None,
+) -> EngineArtifact | None:
+    """The engine stage of one precision; None where no engine is built here."""
+    if plan.runtime.blocker is not None:
+        return None
+    final, work, spec = Built(graphs, None).final, plan.work, plan.spec
+
+    def run_engine() -> EngineArtifact:
+        from stormrt.pipeline.device_build import PLUGIN_FOLDER, library_digests, plugin_libraries
+        from stormrt.pipeline.engine import build_engine
+
+        assert final is not None  # the stage before has run
+        libraries = plugin_libraries(final.plugins, plan.target, work / PLUGIN_FOLDER)
+        result = build_engine(
+            work / final.file.name,
+            runtime=plan.runtime.recipe.name,
+            target=plan.target,
+            out=work / name,
+            plugin_libraries=libraries,
+            progress=on_progress,
+            board_command=_board_command(plan.out),
+            max_batch=spec.batch if spec.dynamic_batch else None,
+        )
+        return EngineArtifact(
+            FileDigest(name, result.sha256, result.size_bytes),
+            result.runtime,
+            result.runtime_version,
+            result.sm,
+            library_digests(libraries),
+        )
+
+    return chain.stage(
+        "engine" if name == ENGINE_NAME else f"engine{BESIDE}",
+        EngineArtifact,
+        {
+            "source": final and final.file.sha256,
+            "target": target_digest(plan.target),
+            "runtime": plan.runtime.recipe.name,
+            "version": version(distribution(plan.runtime.recipe.name)),
+        },
+        run_engine,
+        lambda e: (e.file,),
+    )
 
 
 def _publish(
     plan: BuildPlan,
     golden: GoldenData,
-    final: LoweredGraph,
-    engine: EngineArtifact | None,
+    table: CalibrationFile | None,
+    built: Built,
+    beside: Built | None,
     report: ValidationReport,
 ) -> Manifest:
     """Put the results under their final names, the manifest last."""
-    work, out = plan.work, plan.out
-    model = FileDigest(MODEL_NAME, final.file.sha256, final.file.size_bytes)
-    files = [model, golden.file]
-    # A plan of an earlier build with other options must not pass for this one's.
-    if engine is None or _differs(out / ENGINE_NAME, engine.file):
-        (out / ENGINE_NAME).unlink(missing_ok=True)
-    publish(work / final.file.name, out / MODEL_NAME)
-    publish(work / GOLDEN_NAME, out / GOLDEN_NAME)
-    if engine is not None:
-        publish(work / ENGINE_NAME, out / ENGINE_NAME)
-        files.append(engine.file)
+    work, out, final = plan.work, plan.out, built.final
+    assert final is not None  # every stage has run or was skipped
+    refused = "; ".join(report.gate.reasons) if report.gate and not report.gate.passed else None
+    published: dict[str, tuple[Path, FileDigest]] = {
+        MODEL_NAME: (work / final.file.name, final.file),
+        GOLDEN_NAME: (work / GOLDEN_NAME, golden.file),
+    }
+    if built.engine is not None:
+        name = ENGINE_NAME if refused is None else REFUSED_ENGINE_NAME
+        published[name] = (work / ENGINE_NAME, built.engine.file)
+    if table is not None:
+        published[TABLE_NAME] = (work / table.file.name, table.file)
+    fallback = None
+    if beside is not None and beside.final is not None:
+        graph = beside.final.file
+        published[FP16_MODEL_NAME] = (work / graph.name, graph)
+        if beside.engine is not None:
+            published[FP16_ENGINE_NAME] = (work / FP16_ENGINE_NAME, beside.engine.file)
+        fallback = Fallback(model=_named(FP16_MODEL_NAME, graph), engine=beside.engine)
+    # What an earlier build with other options left must not pass for this one's.
+    for name in (ENGINE_NAME, REFUSED_ENGINE_NAME, FP16_MODEL_NAME, FP16_ENGINE_NAME, TABLE_NAME):
+        if name not in published or _differs(out / name, published[name][1]):
+            (out / name).unlink(missing_ok=True)
+    for name, (source, _) in published.items():
+        publish(source, out / name)
     write_text(out / REPORT_JSON_NAME, report.to_json())
     write_text(out / REPORT_MD_NAME, to_markdown(report))
     manifest = Manifest(
@@ -393,16 +502,31 @@ def _publish(
         runtime=plan.runtime.recipe.name,
         lowering=final.lowering,
         plugins=final.plugins,
-        engine=engine,
-        files=tuple(files),
+        engine=built.engine if refused is None else None,
+        fp16=fallback,
+        refused=refused,
+        files=tuple(_named(name, digest) for name, (_, digest) in published.items()),
         tools=tools(),
     )
     write_text(out / MANIFEST_NAME, manifest.to_json())
     return manifest
 
 
+def _named(name: str, file: FileDigest) -> FileDigest:
+    return FileDigest(name, file.sha256, file.size_bytes)
+
+
 def _differs(path: Path, file: FileDigest) -> bool:
     return path.is_file() and sha256_file(path) != file.sha256
+
+
+def fingerprint(data: Path) -> str:
+    """SHA-256 of a file, or of the names and sizes of all files below a folder."""
+    if data.is_file():
+        return sha256_file(data)
+    files = sorted(path for path in data.rglob("*") if path.is_file())
+    facts = [(path.relative_to(data).as_posix(), path.stat().st_size) for path in files]
+    return sha256_text(repr(facts))
 
 
 def tools() -> tuple[ToolVersion, ...]:

@@ -12,7 +12,14 @@ from stormrt.errors import InputError
 from stormrt.pipeline.artifacts import EngineArtifact, FileDigest, PluginUse
 from stormrt.pipeline.engine import build_engine, require_gpu
 from stormrt.pipeline.files import folder_lock, sha256_file, write_text
-from stormrt.pipeline.schema import ENGINE_NAME, MANIFEST_NAME, MODEL_NAME, Manifest
+from stormrt.pipeline.schema import (
+    ENGINE_NAME,
+    FP16_ENGINE_NAME,
+    FP16_MODEL_NAME,
+    MANIFEST_NAME,
+    MODEL_NAME,
+    Manifest,
+)
 from stormrt.plugins.builder import build_library
 from stormrt.plugins.native import LIBRARY_VARIABLE
 from stormrt.targets import RuntimeName, Target, parse_target
@@ -75,6 +82,11 @@ def plugin_libraries(
     return (Path(named),)
 
 
+def library_digests(libraries: tuple[Path, ...]) -> tuple[FileDigest, ...]:
+    """What an engine's record says of the plugin libraries that it was built with."""
+    return tuple(FileDigest(p.name, sha256_file(p), p.stat().st_size) for p in libraries)
+
+
 def build_bundle(
     folder: Path,
     *,
@@ -97,6 +109,13 @@ def build_bundle(
         EnvironmentMissingError: The runtime, the plugin library or the target's GPU is missing.
     """
     manifest, target = read_bundle(folder)
+    if manifest.refused is not None:
+        raise InputError(
+            "the gate refused this bundle's INT8 graph, so that no engine is built from it",
+            where=str(folder),
+            got=manifest.refused,
+            fix="build the bundle again with --precision fp16, or with a better calibration",
+        )
     recipe = target.runtime(runtime or manifest.runtime)
     if recipe.lowering != manifest.lowering:
         raise InputError(
@@ -108,22 +127,40 @@ def build_bundle(
     command = f"stormrt build {shlex.quote(str(folder))}"
     if recipe.name == "tensorrt":
         require_gpu(target, command)  # before a library is compiled for a GPU that is not here
-    with folder_lock(folder / ".stormrt"):
+    most = manifest.model.batch if manifest.model.dynamic_batch else None
+
+    def engine_of(model: str, name: str) -> EngineArtifact:
+        libraries = plugin_libraries(manifest.plugins, target, folder / PLUGIN_FOLDER)
         result = build_engine(
-            folder / MODEL_NAME,
+            folder / model,
             runtime=recipe.name,
             target=target,
-            out=folder / ENGINE_NAME,
-            plugin_libraries=plugin_libraries(manifest.plugins, target, folder / PLUGIN_FOLDER),
+            out=folder / name,
+            plugin_libraries=libraries,
             progress=on_progress,
             board_command=command,
-            max_batch=manifest.model.batch if manifest.model.dynamic_batch else None,
+            max_batch=most,
         )
-        file = FileDigest(ENGINE_NAME, result.sha256, result.size_bytes)
-        engine = EngineArtifact(file, result.runtime, result.runtime_version, result.sm)
-        kept = tuple(f for f in manifest.files if f.name != ENGINE_NAME)
+        file = FileDigest(name, result.sha256, result.size_bytes)
+        return EngineArtifact(
+            file, result.runtime, result.runtime_version, result.sm, library_digests(libraries)
+        )
+
+    with folder_lock(folder / ".stormrt"):
+        made = [engine_of(MODEL_NAME, ENGINE_NAME)]
+        fp16 = manifest.fp16
+        if fp16 is not None:
+            made.append(engine_of(FP16_MODEL_NAME, FP16_ENGINE_NAME))
+            fp16 = fp16.model_copy(update={"engine": made[1]})
+        names = [engine.file.name for engine in made]
+        kept = tuple(f for f in manifest.files if f.name not in names)
         updated = manifest.model_copy(
-            update={"engine": engine, "files": (*kept, file), "runtime": recipe.name}
+            update={
+                "engine": made[0],
+                "fp16": fp16,
+                "files": (*kept, *(engine.file for engine in made)),
+                "runtime": recipe.name,
+            }
         )
         write_text(folder / MANIFEST_NAME, updated.to_json())
     return updated

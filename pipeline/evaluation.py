@@ -65,6 +65,8 @@ class ModelRequest:
     runtime: RuntimeChoice = "onnxruntime"
     target: str | None = None
     """Recipe of the engine; None: the first for this machine's GPU."""
+    calibration: Path | None = None
+    """Of INT8: a table, or images."""
     height: int | None = None
     """Image height in pixels."""
     width: int | None = None
@@ -137,6 +139,33 @@ def evaluate(
     )
 
 
+def top1_of(
+    predict: Predict,
+    spec: ModelSpec,
+    data: Path,
+    limit: int | None = None,
+    on_image: ImageEvent = lambda *_: None,
+) -> tuple[float, int]:
+    """Top-1 (0 to 1) of a model that is held ready, and of how many images.
+
+    Args:
+        predict: The model.
+        spec: What it is.
+        data: Labelled images, as for ``evaluate``.
+        limit: At most this many images, spread evenly over all.
+        on_image: Told of each batch.
+
+    Raises:
+        InputError: As ``evaluate``.
+    """
+    dataset = open_dataset(data, None)
+    _, outputs = match_classes(dataset, spec.num_classes, card_of(spec))
+    indices = spread(len(dataset), limit)
+    _survey(dataset, indices, spec)
+    confusion, _ = _count(dataset, indices, spec, predict, outputs, on_image)
+    return int(confusion.trace()) / int(confusion.sum()), int(confusion.sum())
+
+
 def classify(
     request: ModelRequest,
     photograph: Path,
@@ -198,7 +227,9 @@ def _resolve(request: ModelRequest) -> tuple[ModelSpec, ModelCard | None, Execut
         batch=request.batch,
         seed=request.seed,
     )
-    executor = choose_executor(request.runtime, request.precision, request.target)
+    executor = choose_executor(
+        request.runtime, request.precision, request.target, request.calibration
+    )
     card = card_of(spec)
     if card is not None and request.num_classes is None:
         spec = replace(spec, num_classes=len(card.classes))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The stages that make graphs, with what each depends on: export, precision, lower.
+"""The stages that make graphs, with what each depends on: export, calibrate, precision, lower.
 
 A build and an evaluation run the same ones, each through its own way of skipping stages, so that
 what is evaluated is what would be built.
@@ -9,12 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Protocol, TypeVar
+from typing import TYPE_CHECKING, Protocol, TypeVar
 
-from stormrt.errors import EnvironmentMissingError
+from stormrt.errors import EnvironmentMissingError, InputError
 from stormrt.pipeline.artifacts import (
+    CalibrationFile,
     ExportedGraph,
     FileDigest,
     LoweredGraphs,
@@ -23,6 +24,9 @@ from stormrt.pipeline.artifacts import (
 )
 from stormrt.pipeline.probe import installed_version
 from stormrt.targets import Lowering, Precision
+
+if TYPE_CHECKING:
+    from stormrt.calibration.images import ImageEvent
 
 _T = TypeVar("_T")
 
@@ -70,8 +74,79 @@ def model_facts(spec: ModelSpec) -> dict[str, object]:
     return {**asdict(spec), "checkpoint": None, "torch": version("torch")}
 
 
+@dataclass(frozen=True, slots=True)
+class Int8Options:
+    """What INT8 is made from."""
+
+    calibration: Path | None = None
+    """A calibration table (.json), or images to calibrate on: a folder or an npz."""
+    keep_float: tuple[str, ...] = ()
+    """Regular expressions on the names of more nodes that stay in floating point."""
+
+
+NO_INT8 = Int8Options()
+
+
+@dataclass(frozen=True, slots=True)
+class GraphFiles:
+    """Names of a precision's files in the work folder."""
+
+    suffix: str = ""
+
+    @property
+    def quantized(self) -> str:
+        """In its precision, with functions."""
+        return f"quantized{self.suffix}.onnx"
+
+    @property
+    def native(self) -> str:
+        """Standard operators only."""
+        return f"native{self.suffix}.onnx"
+
+    @property
+    def plugin(self) -> str:
+        """With plugin nodes."""
+        return f"plugin{self.suffix}.onnx"
+
+
+FILES = GraphFiles()
+EXPORTED_NAME = "exported.onnx"
+TABLE_NAME = "calibration.json"
+
+
+def check_calibration(precision: Precision, calibration: Path | None) -> None:
+    """Refuse INT8 without a calibration, and a calibration without INT8.
+
+    Raises:
+        InputError: Either, or a path that does not exist.
+    """
+    if precision != "int8":
+        if calibration is not None:
+            raise InputError(
+                f"a calibration is for INT8, and the precision is {precision}",
+                where="--calibration",
+                got=str(calibration),
+                fix="leave it out, or ask for --precision int8",
+            )
+        return
+    if calibration is None:
+        raise InputError(
+            "INT8 needs a calibration",
+            where="--calibration",
+            expected="a table that `stormrt calibrate` made, or images: a folder or an npz",
+        )
+    if not calibration.exists():
+        raise InputError("the calibration does not exist", where=str(calibration))
+
+
 def make_graphs(
-    stage: RunStage, spec: ModelSpec, precision: Precision, lowering: Lowering, work: Path
+    stage: RunStage,
+    spec: ModelSpec,
+    precision: Precision,
+    lowering: Lowering,
+    work: Path,
+    int8: Int8Options = NO_INT8,
+    on_image: ImageEvent = lambda *_: None,
 ) -> LoweredGraphs | None:
     """Export a model, set its precision, and lower it.
 
@@ -81,21 +156,33 @@ def make_graphs(
         precision: Of the graph.
         lowering: ``plugin`` makes the plugin graph beside the native one.
         work: Folder that the stages write into.
+        int8: What INT8 is made from.
+        on_image: Told of images that are calibrated on.
 
     Returns:
         The graphs; None where the last stage was not asked for.
 
     Raises:
-        InputError: A bad checkpoint, or a folder that cannot be written.
+        InputError: A bad checkpoint, a folder that cannot be written; for INT8 a table of something
+            else, bad images, or neither.
         EnvironmentMissingError: A package is missing.
     """
+    exported = export_stage(stage, spec, work)
+    table = None
+    if precision == "int8":
+        table = calibrate_stage(stage, spec, exported, work, int8, on_image)
+    return finish_graphs(stage, exported, precision, lowering, work, table, int8.keep_float)
+
+
+def export_stage(stage: RunStage, spec: ModelSpec, work: Path) -> ExportedGraph | None:
+    """Export a model. Arguments, result and errors: ``make_graphs``."""
 
     def run_export() -> ExportedGraph:
         with workstation_packages():
             from stormrt.pipeline.export import export
-        return export(spec, work / "exported.onnx")
+        return export(spec, work / EXPORTED_NAME)
 
-    exported = stage(
+    return stage(
         "export",
         ExportedGraph,
         {**model_facts(spec), "onnx": version("onnx"), "onnxscript": version("onnxscript")},
@@ -103,17 +190,113 @@ def make_graphs(
         lambda e: (e.file,),
     )
 
+
+def calibrate_stage(
+    stage: RunStage,
+    spec: ModelSpec,
+    exported: ExportedGraph | None,
+    work: Path,
+    int8: Int8Options,
+    on_image: ImageEvent,
+) -> CalibrationFile | None:
+    """The table: the one that was given, checked, or one that is made. More in ``make_graphs``."""
+    check_calibration("int8", int8.calibration)
+    assert int8.calibration is not None  # checked
+    with workstation_packages():
+        from stormrt.calibration.check import check_table, read_table
+        from stormrt.calibration.images import ENOUGH, choose_images
+        from stormrt.pipeline.calibrate import RangeOptions, calibrate_graph
+        from stormrt.pipeline.evaluation import MOST_UNREADABLE
+        from stormrt.pipeline.onnx_file import digest_of
+    from stormrt.pipeline.files import publish, write_text
+
+    given = int8.calibration
+    made = work / TABLE_NAME
+    if given.suffix.lower() == ".json":
+        table = read_table(given)
+        if exported is not None:
+            check_table(table, spec, exported.file.sha256, where=str(given))
+
+        def take_table() -> CalibrationFile:
+            publish(given, made)
+            return CalibrationFile(digest_of(made), len(table.images))
+
+        facts: dict[str, object] = {"table": digest_of(given).sha256}
+        return stage("calibrate", CalibrationFile, facts, take_table, lambda t: (t.file,))
+    images = choose_images(
+        (given,),
+        spec.height,
+        spec.width,
+        wanted=ENOUGH,
+        split=None,
+        most_unusable=MOST_UNREADABLE,
+        on_image=on_image,
+    )
+
+    def make_table() -> CalibrationFile:
+        assert exported is not None  # the stage before has run
+        observed = calibrate_graph(
+            spec,
+            work / EXPORTED_NAME,
+            exported.file.sha256,
+            images,
+            RangeOptions(),
+            work,
+            on_image=on_image,
+        )
+        write_text(made, observed.to_json())
+        return CalibrationFile(digest_of(made), len(observed.images))
+
+    return stage(
+        "calibrate",
+        CalibrationFile,
+        {
+            "source": exported and exported.file.sha256,
+            "images": [image.sha256 for image in images.images],
+            "onnxruntime": version("onnxruntime"),
+        },
+        make_table,
+        lambda t: (t.file,),
+    )
+
+
+def finish_graphs(
+    stage: RunStage,
+    exported: ExportedGraph | None,
+    precision: Precision,
+    lowering: Lowering,
+    work: Path,
+    table: CalibrationFile | None = None,
+    keep_float: tuple[str, ...] = (),
+    files: GraphFiles = FILES,
+) -> LoweredGraphs | None:
+    """Set an exported graph's precision and lower it. More in ``make_graphs``."""
+
     def run_precision() -> QuantizedGraph:
         with workstation_packages():
             from stormrt.pipeline.precision import set_precision
-        return set_precision(work / "exported.onnx", precision, work / "quantized.onnx")
+            from stormrt.pipeline.quantize.policy import DEFAULT_POLICY
+        observed = None
+        if table is not None:
+            from stormrt.calibration.check import read_table
+
+            observed = read_table(work / table.file.name)
+        return set_precision(
+            work / EXPORTED_NAME,
+            precision,
+            work / files.quantized,
+            observed,
+            DEFAULT_POLICY.keeping(keep_float),
+        )
 
     quantized = stage(
-        "precision",
+        f"precision{files.suffix}",
         QuantizedGraph,
         {
             "source": exported and exported.file.sha256,
             "precision": precision,
+            "table": table and table.file.sha256,
+            "keep_float": keep_float,
             "onnxruntime": version("onnxruntime"),
         },
         run_precision,
@@ -124,13 +307,13 @@ def make_graphs(
         with workstation_packages():
             from stormrt.pipeline.lower import lower
         return lower(
-            work / "quantized.onnx",
-            work / "native.onnx",
-            work / "plugin.onnx" if lowering == "plugin" else None,
+            work / files.quantized,
+            work / files.native,
+            work / files.plugin if lowering == "plugin" else None,
         )
 
     return stage(
-        "lower",
+        f"lower{files.suffix}",
         LoweredGraphs,
         {
             "source": quantized and quantized.file.sha256,

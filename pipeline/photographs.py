@@ -16,16 +16,12 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from stormrt.errors import EnvironmentMissingError, InputError
+from stormrt.pipeline.preprocessing import MEAN, RESIZE_RATIO, STD
 from stormrt.storm.plan import MIN_IMAGE_SIDE
 
 ImageSource: TypeAlias = Path | bytes
 """An encoded image: a file, or the bytes of one."""
 
-MEAN = (0.485, 0.456, 0.406)
-STD = (0.229, 0.224, 0.225)
-"""Per-channel mean and deviation of ImageNet, for RGB in [0, 1]."""
-RESIZE_RATIO = 256 / 224
-"""The resized image's side over the crop's, as in upstream's evaluation."""
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
 
 _PACKAGED = {

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Literal, TypeAlias, TypeVar, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,7 +20,15 @@ from stormrt.pipeline.artifacts import (
     FileDigest,
     ModelSpec,
 )
-from stormrt.pipeline.graph_stages import make_graphs, version, workstation_packages
+from stormrt.pipeline.graph_stages import (
+    FILES,
+    NO_INT8,
+    Int8Options,
+    check_calibration,
+    make_graphs,
+    version,
+    workstation_packages,
+)
 from stormrt.pipeline.probe import cuda_driver, engine_run_blocker, format_sm
 from stormrt.pipeline.stage_cache import StageCache
 from stormrt.targets import Lowering, Precision, RuntimeName, Target, list_targets, load_target
@@ -46,22 +54,40 @@ class Executor:
     precision: Precision
     target: Target | None = None
     """The board that this machine is; None where no engine is built."""
+    int8: Int8Options = NO_INT8
+    """What INT8 is made from."""
 
 
-def choose_executor(runtime: RuntimeChoice, precision: str, target: str | None = None) -> Executor:
+def choose_executor(
+    runtime: RuntimeChoice,
+    precision: str,
+    target: str | None = None,
+    calibration: Path | None = None,
+) -> Executor:
     """Check that a runtime can run here in a precision.
 
     Args:
         runtime: What was asked for.
         precision: ``fp32``, ``fp16`` or ``int8``.
         target: Recipe for the engine; None: the first for this machine's GPU.
+        calibration: Of INT8: a table or images.
 
     Raises:
-        InputError: The precision is not built yet, or not by the recipe; a recipe without an
-            engine to build.
+        InputError: No such precision, or not by the recipe; a recipe without an engine to build;
+            INT8 without a calibration, or in PyTorch, which has no Q/DQ graph; a calibration of
+            another precision.
         EnvironmentMissingError: There is no GPU for an engine, or no package that runs it.
     """
     checked = _checked_precision(precision)
+    check_calibration(checked, calibration)
+    int8 = Int8Options(calibration)
+    if checked == "int8" and runtime == "torch":
+        raise InputError(
+            "INT8 is a graph with Q/DQ, which PyTorch does not run",
+            where="--runtime",
+            got="torch",
+            fix="take --runtime onnxruntime: it runs the very graph that a build makes",
+        )
     if runtime != "tensorrt":
         if target is not None:
             raise InputError(
@@ -70,7 +96,7 @@ def choose_executor(runtime: RuntimeChoice, precision: str, target: str | None =
                 got=target,
                 fix="leave --target out, or ask for --runtime tensorrt",
             )
-        return Executor(runtime, checked)
+        return Executor(runtime, checked, int8=int8)
     recipe = _require_board(target)
     if checked not in recipe.build.precisions:
         raise InputError(
@@ -78,24 +104,20 @@ def choose_executor(runtime: RuntimeChoice, precision: str, target: str | None =
             where="--precision",
             expected=" or ".join(recipe.build.precisions),
         )
-    return Executor(_engine_runtime(recipe), checked, recipe)
+    if recipe.quantization is not None:
+        int8 = Int8Options(calibration, recipe.quantization.keep_float)
+    return Executor(_engine_runtime(recipe), checked, recipe, int8)
 
 
 def _checked_precision(precision: str) -> Precision:
-    if precision == "int8":
-        raise InputError(
-            "INT8 is not built yet: its calibration, from which every scale comes, is still to be "
-            "written, and an accuracy without it would be of something else",
-            where="--precision",
-            got="int8",
-            expected="fp32 or fp16",
-        )
-    if precision == "fp32":
-        return "fp32"
-    if precision == "fp16":
-        return "fp16"
+    for known in get_args(Precision):
+        if precision == known:
+            return known  # type: ignore[no-any-return]  # a Literal's argument is its value
     raise InputError(
-        "no such precision", where="--precision", got=precision, expected="fp32 or fp16"
+        "no such precision",
+        where="--precision",
+        got=precision,
+        expected=" or ".join(get_args(Precision)),
     )
 
 
@@ -120,10 +142,16 @@ def _require_board(target: str | None) -> Target:
                 expected=format_sm(asked.device.sm),
             )
         return asked
-    for name in list_targets():
-        found = load_target(name)
-        if found.device.sm == gpu.sm:
-            return found
+    fitting = [t for t in map(load_target, list_targets()) if t.device.sm == gpu.sm]
+    if fitting:
+        # Of several boards with this GPU's architecture, the one of its name and memory.
+        return min(
+            fitting,
+            key=lambda t: (
+                t.device.gpu.split()[-1] != gpu.name.split()[-1],
+                abs(t.device.memory_mib - gpu.memory_mib),
+            ),
+        )
     raise EnvironmentMissingError(
         "there is no recipe for this machine's GPU",
         where="--runtime tensorrt",
@@ -173,8 +201,8 @@ def open_predictor(
         return
     run_stage = _StageRunner(work, on_stage)
     if executor.runtime == "onnxruntime":
-        _graphs(spec, executor.precision, "native", run_stage, work)
-        yield _onnxruntime_predictor(work / "native.onnx", spec)
+        _graphs(spec, executor, "native", run_stage, work)
+        yield onnxruntime_predictor(work / FILES.native, spec)
         return
     with _engine_predictor(spec, executor, work, run_stage) as predict:
         yield predict
@@ -198,7 +226,13 @@ def _torch_predictor(spec: ModelSpec, precision: Precision) -> Predict:
     return predict
 
 
-def _onnxruntime_predictor(graph: Path, spec: ModelSpec) -> Predict:
+def onnxruntime_predictor(graph: Path, spec: ModelSpec) -> Predict:
+    """A native graph, ready to run on the CPU.
+
+    Raises:
+        InputError: onnxruntime refuses the graph.
+        EnvironmentMissingError: A package is missing.
+    """
     with workstation_packages():
         from stormrt.pipeline.comparison import open_session
     session = open_session(graph.read_bytes(), str(graph))
@@ -248,9 +282,9 @@ class _StageRunner:
 
 
 def _graphs(
-    spec: ModelSpec, precision: Precision, lowering: Lowering, stage: _StageRunner, work: Path
+    spec: ModelSpec, executor: Executor, lowering: Lowering, stage: _StageRunner, work: Path
 ) -> LoweredGraphs:
-    graphs = make_graphs(stage, spec, precision, lowering, work)
+    graphs = make_graphs(stage, spec, executor.precision, lowering, work, executor.int8)
     assert graphs is not None  # every stage was asked for
     return graphs
 
@@ -260,7 +294,7 @@ def _engine_predictor(
     spec: ModelSpec, executor: Executor, work: Path, stage: _StageRunner
 ) -> Iterator[Predict]:
     from stormrt.pipeline.build import distribution, target_digest
-    from stormrt.pipeline.device_build import PLUGIN_FOLDER, plugin_libraries
+    from stormrt.pipeline.device_build import PLUGIN_FOLDER, library_digests, plugin_libraries
     from stormrt.pipeline.engine import build_engine
     from stormrt.pipeline.schema import ENGINE_NAME
 
@@ -270,7 +304,7 @@ def _engine_predictor(
     target, runtime = executor.target, executor.runtime
     assert target is not None  # choose_executor gives engines one
     assert runtime in ("tensorrt", "tensorrt_rtx")
-    graphs = _graphs(spec, executor.precision, target.runtime(runtime).lowering, stage, work)
+    graphs = _graphs(spec, executor, target.runtime(runtime).lowering, stage, work)
     final = graphs.plugin or graphs.native
     libraries = plugin_libraries(final.plugins, target, work / PLUGIN_FOLDER)
 
@@ -283,7 +317,9 @@ def _engine_predictor(
             plugin_libraries=libraries,
         )
         file = FileDigest(ENGINE_NAME, made.sha256, made.size_bytes)
-        return EngineArtifact(file, made.runtime, made.runtime_version, made.sm)
+        return EngineArtifact(
+            file, made.runtime, made.runtime_version, made.sm, library_digests(libraries)
+        )
 
     stage(
         "engine",

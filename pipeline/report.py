@@ -10,6 +10,8 @@ from rich.text import Text
 from stormrt.pipeline.schema import (
     Classification,
     Evaluation,
+    GateReport,
+    GateRow,
     ValidationReport,
     ValidationRow,
 )
@@ -90,6 +92,40 @@ def _facts(report: ValidationReport) -> list[tuple[str, str]]:
     return facts
 
 
+_GATE_HEADINGS = (
+    "precision",
+    "ONNX MiB",
+    "engine MiB",
+    "relative L2",
+    "same argmax",
+    "top-1",
+    "latency",
+)
+
+
+def _gate_cells(row: GateRow) -> tuple[str, ...]:
+    m = row.metrics
+    return (
+        row.precision,
+        f"{row.onnx_bytes / 2**20:.2f}",
+        "not built" if row.engine_bytes is None else f"{row.engine_bytes / 2**20:.2f}",
+        f"{m.rel_l2:.2e}",
+        f"{m.argmax_agreement:.1%}",
+        "no labels" if row.top1 is None else f"{row.top1:.2%}",
+        "not run" if row.latency_ms is None else f"{row.latency_ms:.3g} ms",
+    )
+
+
+def _gate_notes(gate: GateReport) -> list[str]:
+    notes = [f"refused: {reason}" for reason in gate.reasons]
+    if gate.labelled is not None:
+        notes.append(f"top-1 in onnxruntime on {gate.images} images of {gate.labelled}")
+    worst = ", ".join(f"{e.tensor} at {e.layer} {e.rel_l2:.1%}" for e in gate.worst)
+    notes += gate.notes
+    notes.append(f"what rounding changes most, relative L2 of the tensor by itself: {worst}")
+    return notes
+
+
 def to_markdown(report: ValidationReport) -> str:
     """The text of ``report.md``: verdict, table, what the columns mean, provenance."""
 
@@ -97,6 +133,18 @@ def to_markdown(report: ValidationReport) -> str:
         return "| " + " | ".join(c.replace("|", "\\|") for c in cells) + " |"
 
     failures = [f"- **{r.runtime}**: {r.reason}" for r in report.rows if r.status == "failed"]
+    gate: list[str] = []
+    if report.gate is not None:
+        gate = [
+            f"**INT8 beside FP16: {'passed' if report.gate.passed else 'refused'}**",
+            "",
+            line(_GATE_HEADINGS),
+            line(("---",) * len(_GATE_HEADINGS)),
+            *(line(_gate_cells(row)) for row in report.gate.rows),
+            "",
+            *(f"- {note}" for note in _gate_notes(report.gate)),
+            "",
+        ]
     return "\n".join(
         [
             f"**{report.summary}**",
@@ -108,6 +156,7 @@ def to_markdown(report: ValidationReport) -> str:
             *([*failures, ""] if failures else []),
             *(f"- *{name}*: {meaning}." for name, meaning in _LEGEND),
             "",
+            *gate,
             *(f"- {name}: {value}" for name, value in _facts(report)),
             "",
         ]
@@ -121,9 +170,16 @@ def to_console(report: ValidationReport) -> Group:
         table.add_row(*_cells(row))
     failures = [f"{r.runtime}: {r.reason}" for r in report.rows if r.status == "failed"]
     style = "bold green" if report.passed else "bold red"
+    gate: list[Table | Text] = []
+    if report.gate is not None:
+        beside = Table(*_GATE_HEADINGS)
+        for candidate in report.gate.rows:
+            beside.add_row(*_gate_cells(candidate))
+        gate = [beside, *(Text(note) for note in _gate_notes(report.gate))]
     return Group(
         Text(report.summary, style=style),
         table,
+        *gate,
         *(Text(f, style="red") for f in failures),
         _dim(_facts(report)),
     )

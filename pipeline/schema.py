@@ -26,6 +26,11 @@ from stormrt.targets import Lowering, Precision
 MANIFEST_NAME = "manifest.json"
 MODEL_NAME = "model.onnx"
 ENGINE_NAME = "engine.plan"
+FP16_MODEL_NAME = "model.fp16.onnx"
+FP16_ENGINE_NAME = "engine.fp16.plan"
+REFUSED_ENGINE_NAME = "engine.refused.plan"
+"""An INT8 engine that the gate refused: only what may be used is called ``engine.plan``."""
+TABLE_NAME = "calibration.json"
 GOLDEN_NAME = "golden.npz"
 REPORT_JSON_NAME = "report.json"
 REPORT_MD_NAME = "report.md"
@@ -88,6 +93,16 @@ class ToolVersion(BaseModel):
     version: str
 
 
+class Fallback(BaseModel):
+    """The FP16 build beside an INT8 one."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    model: FileDigest
+    engine: EngineArtifact | None
+    """None: built on the target."""
+
+
 class Manifest(Document):
     """What an output folder holds, and what it was made from."""
 
@@ -103,7 +118,11 @@ class Manifest(Document):
     plugins: tuple[PluginUse, ...]
     """Custom operators in ``model.onnx``: what the runtime must have plugins for."""
     engine: EngineArtifact | None
-    """None: the engine is built on the target (``stormrt build FOLDER``)."""
+    """None: it is built on the target (``stormrt build FOLDER``), or the gate refused it."""
+    fp16: Fallback | None = None
+    """Beside INT8."""
+    refused: str | None = None
+    """Why the gate refused the INT8 build; None: it did not, or there was no gate."""
     files: tuple[FileDigest, ...]
     tools: tuple[ToolVersion, ...]
 
@@ -139,6 +158,55 @@ class Tolerances(BaseModel):
     selection_agreement: float
 
 
+class GateRow(BaseModel):
+    """One precision of a build with INT8."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, ser_json_inf_nan="strings")
+
+    precision: Precision
+    onnx_bytes: int
+    engine_bytes: int | None
+    """None: no engine was built here."""
+    metrics: Metrics
+    """Distance of the graph in onnxruntime from FP32 PyTorch, which follows its choice of lines."""
+    top1: float | None
+    """Share of the labelled images that are classified rightly; None: none were given."""
+    latency_ms: float | None
+    """Of the engine; None: not run."""
+
+
+class TensorError(BaseModel):
+    """What rounding does to one tensor that carries Q/DQ, by itself."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, ser_json_inf_nan="strings")
+
+    layer: str
+    """The node that reads the tensor, or whose weight it is."""
+    tensor: str
+    rel_l2: float
+    """|dequantised - before| / |before|, on the golden images."""
+
+
+class GateReport(BaseModel):
+    """INT8 beside FP16, and whether it may be used."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    passed: bool
+    reasons: tuple[str, ...]
+    """Why not."""
+    rows: tuple[GateRow, ...]
+    """INT8, then FP16."""
+    labelled: str | None
+    """The data that top-1 is of."""
+    images: int
+    """How many of them."""
+    worst: tuple[TensorError, ...]
+    """Tensors that rounding changes most, the worst first."""
+    notes: tuple[str, ...] = ()
+    """What else is known of INT8 on this runtime and GPU."""
+
+
 class ValidationReport(Document):
     """``report.json``: every runtime against FP32 PyTorch of the same reduced model."""
 
@@ -157,6 +225,8 @@ class ValidationReport(Document):
     rows: tuple[ValidationRow, ...]
     first_diverging_layer: str | None
     """The first layer whose output leaves the tolerance, where a row failed."""
+    gate: GateReport | None = None
+    """Of INT8."""
     sources: tuple[str, ...]
     """Photographs."""
     tools: tuple[ToolVersion, ...]
@@ -224,3 +294,96 @@ class Classification(Document):
     precision: Precision
     runtime: str
     versions: tuple[ToolVersion, ...]
+
+
+class LayerSensitivity(BaseModel):
+    """What quantising one layer, and nothing else, does to the model's output."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, ser_json_inf_nan="strings")
+
+    layer: str
+    """The node's name."""
+    kind: Literal["linear", "depthwise", "residual"]
+    """``linear``: the default policy quantises it. It leaves the others in float."""
+    rel_l2: float
+    """Relative L2 of the logits against the FP32 graph's."""
+    argmax_agreement: float
+    """Share of the images with FP32's class."""
+    top1: float | None
+    """Of the labelled images, 0 to 1; None: none were given."""
+
+
+class MixedPrecisionTrial(BaseModel):
+    """The whole INT8 graph with some layers in float."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, ser_json_inf_nan="strings")
+
+    kept: int
+    """How many of the worst layers stay in float."""
+    rel_l2: float
+    """Of the logits against the FP32 graph's; what is float is FP16."""
+    argmax_agreement: float
+    top1: float | None
+    """Of the labelled images; None: none were given."""
+    within: bool
+    """Whether the budget holds."""
+
+
+class MixedPrecision(BaseModel):
+    """The fewest of the worst layers in float with which a budget holds."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    most_error: float | None
+    """Budget: relative L2 of the logits."""
+    most_top1_loss: float | None
+    """Budget: what top-1 may lose against FP32's, 0 to 1."""
+    met: bool
+    """False: it does not hold with every layer in float either, as those are FP16."""
+    layers: tuple[str, ...]
+    """What stays in float, the worst first; empty where the budget is not met."""
+    keep_float: tuple[str, ...]
+    """The same as regular expressions for a recipe's ``[quantization]``."""
+    trials: tuple[MixedPrecisionTrial, ...]
+    """In the order they were made."""
+    top1: float | None
+    """FP32's, of the labelled images; None: none were given."""
+    labelled_images: int
+    """How many of them trials are judged on."""
+
+
+class SensitivityReport(Document):
+    """``stormrt calibrate --sensitivity``: layers by what quantising each alone does."""
+
+    graph_sha256: str
+    """Of the exported graph."""
+    table_sha256: str
+    """Of the calibration table's file."""
+    model: ModelSpec
+    plan: str
+    """STORM's plan, in words."""
+    images: int
+    """Calibration images that errors are of."""
+    labelled: str | None
+    """The data that top-1 is of."""
+    labelled_images: int
+    """How many of them each layer is judged on."""
+    top1: float | None
+    """FP32's, of those."""
+    layers: tuple[LayerSensitivity, ...]
+    """The worst first."""
+    mixed: MixedPrecision | None
+    """None: no budget was given."""
+    tools: tuple[ToolVersion, ...]
+
+
+class SensitivityProgress(Document):
+    """What a ranking has measured so far, so that a killed one goes on."""
+
+    key: str
+    """Stands for all that the numbers depend on."""
+    layers: dict[str, LayerSensitivity] = {}
+    trials: dict[str, MixedPrecisionTrial] = {}
+    """By the layers that stay in float, hashed."""
+    top1: dict[str, float] = {}
+    """FP32's, by the number of labelled images."""

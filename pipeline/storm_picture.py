@@ -15,7 +15,8 @@ from stormrt.errors import InputError
 from stormrt.pipeline.artifacts import ModelSpec
 from stormrt.pipeline.files import atomic_path
 from stormrt.pipeline.model_source import build_model
-from stormrt.pipeline.photographs import MEAN, STD, preprocess
+from stormrt.pipeline.photographs import preprocess
+from stormrt.pipeline.preprocessing import MEAN, STD
 from stormrt.storm.grid import KeptTokens
 from stormrt.storm.plan import Reduction, StormPlan, stage_grids
 from stormrt.storm.variants import get_variant

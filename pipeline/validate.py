@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from stormrt.pipeline.artifacts import EngineArtifact, ModelSpec
-from stormrt.pipeline.build import BuildPlan, tools
+from stormrt.pipeline.artifacts import CalibrationFile, EngineArtifact, ModelSpec
+from stormrt.pipeline.build import BESIDE_FILES, BuildPlan, Built, tools
 from stormrt.pipeline.comparison import (
     ONNXRUNTIME,
     Comparison,
@@ -17,18 +17,38 @@ from stormrt.pipeline.comparison import (
     run_onnxruntime,
 )
 from stormrt.pipeline.golden import read_golden
+from stormrt.pipeline.graph_stages import FILES
 from stormrt.pipeline.model_spec import describe_weights
 from stormrt.pipeline.probe import engine_run_blocker
-from stormrt.pipeline.schema import GOLDEN_NAME, Tolerances, ValidationReport, ValidationRow
+from stormrt.pipeline.schema import (
+    GOLDEN_NAME,
+    GateReport,
+    Tolerances,
+    ValidationReport,
+    ValidationRow,
+)
+
+_TURING = 75
+"""Compute capability times ten."""
 
 
-def validate_build(plan: BuildPlan, work: Path, engine: EngineArtifact | None) -> ValidationReport:
+def validate_build(
+    plan: BuildPlan,
+    work: Path,
+    engine: EngineArtifact | None,
+    built: Built | None = None,
+    beside: Built | None = None,
+    table: CalibrationFile | None = None,
+) -> ValidationReport:
     """Validate the native graph in onnxruntime, and the engine where it can run in this process.
 
     Args:
         plan: The build.
         work: Folder with ``native.onnx``, ``golden.npz`` and perhaps ``engine.plan``.
         engine: The engine, where one was built.
+        built: For the gate of INT8: what was built.
+        beside: The FP16 build beside it.
+        table: Its calibration.
 
     Raises:
         InputError: A damaged file, or a graph that onnxruntime refuses.
@@ -48,13 +68,18 @@ def validate_build(plan: BuildPlan, work: Path, engine: EngineArtifact | None) -
         _engine_row(plan, work, engine, images, logits, tolerances),
     )
     failed = [row for row in rows if row.status == "failed"]
+    gate = None
+    if built is not None and beside is not None and table is not None:
+        reasons = tuple(f"{row.runtime}: {row.reason}" for row in failed)
+        gate = _gate(plan, work, built, beside, table, comparison, reasons)
     passed = not failed and any(row.status == "passed" for row in rows)
+    passed = passed and (gate is None or gate.passed)
     layer = None
-    if failed:
+    if failed and gate is None:  # rounding drifts away from PyTorch everywhere, and the gate knows
         layer = first_diverging_layer(plan.spec, work / "native.onnx", images, tolerances.rel_l2)
     return ValidationReport(
         passed=passed,
-        summary=_summary(plan, rows, passed, layer),
+        summary=_summary(plan, rows, passed, layer, gate),
         model=plan.spec,
         storm=plan.spec.plan.describe(),
         weights=_weights(plan.spec),
@@ -63,6 +88,7 @@ def validate_build(plan: BuildPlan, work: Path, engine: EngineArtifact | None) -
         tolerances=tolerances,
         rows=rows,
         first_diverging_layer=layer,
+        gate=gate,
         sources=sources,
         tools=tools(),
     )
@@ -75,14 +101,57 @@ def _weights(spec: ModelSpec) -> str:
     return text
 
 
+def _gate(
+    plan: BuildPlan,
+    work: Path,
+    built: Built,
+    beside: Built,
+    table: CalibrationFile,
+    comparison: Comparison,
+    failures: tuple[str, ...],
+) -> GateReport:
+    from stormrt.calibration.check import read_table
+    from stormrt.pipeline.gate import TURING_NOTE, Candidate, local_errors, run_gate
+
+    images, logits, _ = read_golden(work / GOLDEN_NAME)
+    int8, fp16, rules = built.final, beside.final, plan.target.quantization
+    assert int8 is not None  # the stages before have run
+    assert fp16 is not None
+    assert rules is not None  # a recipe with INT8 has them
+    runtime = plan.runtime.recipe.name
+    natives = work / FILES.native, work / BESIDE_FILES.native
+    other = run_onnxruntime(natives[1], plan.spec, images, logits)
+    smoothing = read_table(work / table.file.name).smoothing
+    errors = local_errors(*natives, smoothing, images, plan.spec.batch)
+    return run_gate(
+        Candidate("int8", int8, natives[0], comparison.metrics, built.engine),
+        Candidate("fp16", fp16, natives[1], other.metrics, beside.engine),
+        plan.spec,
+        rules,
+        failures,
+        errors,
+        plan.labelled,
+        (TURING_NOTE,) if runtime == "tensorrt_rtx" and plan.target.device.sm == _TURING else (),
+    )
+
+
 def _summary(
-    plan: BuildPlan, rows: tuple[ValidationRow, ...], passed: bool, layer: str | None
+    plan: BuildPlan,
+    rows: tuple[ValidationRow, ...],
+    passed: bool,
+    layer: str | None,
+    gate: GateReport | None,
 ) -> str:
     what = f"{plan.spec.name} {plan.precision} for {plan.target.id}"
     parts = [f"{row.runtime} {row.status}" for row in rows]
     text = f"{'PASSED' if passed else 'FAILED'}: {what}; {', '.join(parts)}"
     if layer:
         text += f"; the graphs part at {layer}"
+    if gate is not None:
+        text += f"; the gate {'lets INT8 pass' if gate.passed else 'refuses INT8'}"
+        if not gate.passed and gate.worst:
+            worst = gate.worst[0]
+            text += f"; rounding changes {worst.tensor} most, at {worst.layer}"
     return text
 
 

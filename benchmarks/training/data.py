@@ -25,7 +25,7 @@ from torch import Tensor
 
 from benchmarks.training.recipes import Augmentation
 from stormrt.errors import InputError
-from stormrt.pipeline.photographs import MEAN, STD
+from stormrt.pipeline.preprocessing import MEAN, STD
 
 _LUMA = (0.299, 0.587, 0.114)
 

@@ -16,6 +16,7 @@ from stormrt.errors import EXIT_VERDICT, InputError
 from stormrt.pipeline.cli.console import JsonOption, print_stage, show, show_json
 from stormrt.pipeline.cli.options import (
     BatchOption,
+    CalibrationOption,
     CheckpointOption,
     ClassesOption,
     DynamicOption,
@@ -58,6 +59,15 @@ def build_command(
         Path | None,
         typer.Option("--photos", help="Photographs for validation. Default: 18 installed ones."),
     ] = None,
+    calibration: CalibrationOption = None,
+    labelled: Annotated[
+        Path | None,
+        typer.Option(
+            "--labelled",
+            help="For INT8: labelled images, a folder or an npz, on which it may lose little "
+            "against FP16.",
+        ),
+    ] = None,
     runtime: Annotated[
         Runtime | None, typer.Option("--runtime", help="Default: what can build here.")
     ] = None,
@@ -76,6 +86,8 @@ def build_command(
     as_json: JsonOption = False,
 ) -> None:
     """Turn a checkpoint into an engine that is validated against PyTorch.
+
+    INT8 is built beside FP16, and refused where it loses more than the recipe allows.
 
     Where the target's GPU is not in this machine and its runtime needs it, a bundle is made, and
     the command to type on the target is printed: stormrt build BUNDLE/.
@@ -109,6 +121,8 @@ def build_command(
         batch=batch,
         dynamic_batch=dynamic_batch,
         photographs=photos,
+        calibration=calibration,
+        labelled=labelled,
         runtime=runtime_name(runtime),
         seed=seed,
         force=force,
@@ -169,6 +183,8 @@ def _print_outcome(outcome: BuildOutcome) -> None:
         for name in (*made, REPORT_JSON_NAME, REPORT_MD_NAME, MANIFEST_NAME):
             size_mib = (out / name).stat().st_size / 2**20
             show(f"{out / name}  {size_mib:.2f} MiB")
+    if outcome.manifest.refused is not None:
+        show("the INT8 engine was refused; the FP16 build lies beside it")
     if outcome.board_command is not None:
         show(
             f"no engine was built here: {outcome.plan.runtime.blocker}.\n"

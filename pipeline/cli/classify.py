@@ -10,6 +10,7 @@ import typer
 
 from stormrt.pipeline.cli.console import JsonOption, note_weights, print_stage, show, show_json
 from stormrt.pipeline.cli.options import (
+    CalibrationOption,
     CheckpointOption,
     ClassesOption,
     EngineTargetOption,
@@ -36,6 +37,7 @@ def classify_command(
     top: Annotated[int, typer.Option("--top", help="How many classes to name.")] = 5,
     classes: ClassesOption = None,
     size: SizeOption = None,
+    calibration: CalibrationOption = None,
     target: EngineTargetOption = None,
     work: WorkOption = None,
     seed: SeedOption = 0,
@@ -53,6 +55,7 @@ def classify_command(
         precision=precision.value,
         runtime=runtime.value,
         target=target,
+        calibration=calibration,
         height=height,
         width=width,
         seed=seed,

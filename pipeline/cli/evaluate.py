@@ -30,6 +30,7 @@ from stormrt.pipeline.cli.console import (
 )
 from stormrt.pipeline.cli.options import (
     BatchOption,
+    CalibrationOption,
     CheckpointOption,
     ClassesOption,
     EngineTargetOption,
@@ -79,6 +80,7 @@ def evaluate_command(
     batch: BatchOption = 8,
     classes: ClassesOption = None,
     size: SizeOption = None,
+    calibration: CalibrationOption = None,
     target: EngineTargetOption = None,
     work: WorkOption = None,
     seed: SeedOption = 0,
@@ -101,6 +103,7 @@ def evaluate_command(
             precision=precision.value,
             runtime=runtime.value,
             target=target,
+            calibration=calibration,
             height=height,
             width=width,
             batch=batch,

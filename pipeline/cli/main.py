@@ -12,11 +12,13 @@ import stormrt
 from stormrt.errors import StormrtError
 from stormrt.pipeline.cli import (
     build,
+    calibrate,
     classify,
     doctor,
     evaluate,
     export,
     inspect,
+    package,
     plugins,
     storm,
     targets,
@@ -38,9 +40,11 @@ app = typer.Typer(
 app.command("build", epilog=_EPILOG)(build.build_command)
 app.command("export", epilog=_EPILOG)(export.export_command)
 app.command("validate", epilog=_EPILOG)(validate.validate_command)
+app.command("calibrate", epilog=_EPILOG)(calibrate.calibrate_command)
 app.command("evaluate", epilog=_EPILOG)(evaluate.evaluate_command)
 app.command("classify", epilog=_EPILOG)(classify.classify_command)
 app.command("inspect", epilog=_EPILOG)(inspect.inspect_command)
+app.command("package", epilog=_EPILOG)(package.package_command)
 app.add_typer(targets.app, name="targets")
 app.add_typer(plugins.app, name="plugins")
 app.add_typer(storm.app, name="storm")

@@ -44,7 +44,15 @@ StormOption = Annotated[
     ),
 ]
 PrecisionOption = Annotated[
-    str | None, typer.Option("--precision", help="fp32 or fp16. Default: the recipe's.")
+    str | None, typer.Option("--precision", help="fp32, fp16 or int8. Default: the recipe's.")
+]
+CalibrationOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--calibration",
+        help="For INT8: a table that `stormrt calibrate` made (.json), or images to calibrate on: "
+        "a folder or an npz.",
+    ),
 ]
 SeedOption = Annotated[int, typer.Option("--seed", help="Of the random weights.")]
 
@@ -81,7 +89,7 @@ ExecutorOption = Annotated[
     ),
 ]
 ModelPrecisionOption = Annotated[
-    ModelPrecision, typer.Option("--precision", help="Precision. INT8 is not built yet.")
+    ModelPrecision, typer.Option("--precision", help="Precision; int8 needs --calibration.")
 ]
 EngineTargetOption = Annotated[
     str | None,

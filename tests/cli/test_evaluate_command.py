@@ -14,7 +14,7 @@ from PIL import Image
 
 from stormrt.models import bundle
 from stormrt.pipeline.artifacts import ModelSpec
-from stormrt.pipeline.photographs import MEAN, STD
+from stormrt.pipeline.preprocessing import MEAN, STD
 from stormrt.storm import build_vmamba
 from stormrt.storm.plan import StormPlan
 from tests.helpers.images import Labelled, encode, labelled, npz_arrays, write_folder, write_npz
@@ -318,7 +318,7 @@ class TestRefusals:
     @pytest.mark.parametrize(
         ("changes", "words"),
         [
-            ({"precision": "int8"}, "INT8 is not built yet"),
+            ({"precision": "int8"}, "INT8 needs a calibration"),
             ({"limit": 0}, "--limit"),
             ({"batch": 0}, "--batch"),
             ({"model": "no_such"}, "unknown model"),

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import render_figures
+from benchmarks import int8_report, render_figures
 from benchmarks.operator_bench import plots, tables
 from stormrt.plugins.derive.cpp_header import source_digest
 
@@ -167,7 +167,9 @@ def test_bounds_on_boards_are_labelled_and_take_the_counted_instructions():
     assert [line.split(" | ")[2] for line in text.splitlines() if "16 x 96" in line] == ["issue"]
 
 
-@pytest.mark.parametrize(("file", "source"), [(file, source) for file, source, _ in plots.PLOTS])
+@pytest.mark.parametrize(
+    ("file", "source"), [(file, source) for file, source, _ in render_figures.PLOTS]
+)
 def test_plots_are_there_of_the_committed_results_and_in_the_docs(file, source):
     path = ROOT / file
     assert plots.digest((RESULTS / source).read_bytes()) in path.read_text()
@@ -192,5 +194,26 @@ def test_a_plot_of_other_results_is_found_stale(monkeypatch, tmp_path):
     content = json.loads((RESULTS / source).read_text())
     (tmp_path / source).write_text(json.dumps({**content, "copy_gb_s": 1.0}))
     monkeypatch.setattr(render_figures, "RESULTS", tmp_path)
-    monkeypatch.setattr(plots, "PLOTS", ((file, source, draw),))
+    monkeypatch.setattr(render_figures, "PLOTS", ((file, source, draw),))
     assert render_figures.stale_plots(write=False) == [file]
+
+
+def test_int8_tables_say_what_was_lost_and_what_was_not_run():
+    def row(kind, precision, top1, **more):
+        facts = {"model": "m", "plan": "keep=1", "kind": kind, "precision": precision}
+        facts |= {"observer": None, "smoothing": None, "images": 100, "onnx_bytes": 2**20}
+        return {**facts, "top1": top1, **more}
+
+    content = {
+        "rows": [
+            row("headline", "fp32", 0.93),
+            row("headline", "int8", 0.92, observer="mse", smoothing=True),
+            row("observers", "fp32", 0.9),
+            row("observers", "int8", 0.85, observer="entropy", smoothing=False),
+        ]
+    }
+    cells = [cell.strip() for cell in int8_report.headline(content).splitlines()[-1].split("|")]
+    assert cells[4:9] == ["93.00", "not run", "92.00", "not run", "1.00"]
+    cells = [cell.strip() for cell in int8_report.observers(content).splitlines()[-1].split("|")]
+    assert cells[2:9] == ["entropy", "100", "90.00", "not run", "not run", "85.00", "5.00"]
+    assert "not run" in int8_report.headline(None) + int8_report.observers(None)

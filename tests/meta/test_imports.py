@@ -14,7 +14,16 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-HEAVY = ("torch", "onnx", "onnxruntime", "onnxscript", "polygraphy", "tensorrt", "tensorrt_rtx")
+HEAVY = (
+    "torch",
+    "onnx",
+    "onnxruntime",
+    "onnxscript",
+    "polygraphy",
+    "tensorrt",
+    "tensorrt_rtx",
+    "pycuda",
+)
 
 ALLOWED = {
     "targets": ("stormrt.targets", "stormrt.errors"),
@@ -54,8 +63,11 @@ MAIN = "import sys; sys.argv[0] = 'stormrt'; from stormrt.pipeline.cli.main impo
         ("import stormrt.storm, stormrt.targets, stormrt.models, stormrt.pipeline.build", ()),
         ("import stormrt.pipeline.evaluation", ()),
         ("import stormrt.pipeline.device_build, stormrt.pipeline.engine", ()),
+        ("import stormrt.runtime", ()),
         (MAIN, ("--help",)),
         (MAIN, ("build", "--help")),
+        (MAIN, ("calibrate", "--help")),
+        (MAIN, ("package", "--help")),
         (MAIN, ("evaluate", "--help")),
         (MAIN, ("targets", "list")),
     ],
@@ -125,7 +137,7 @@ def test_the_check_of_directions_lets_good_imports_pass():
     assert breaches("plugins", good) == []
 
 
-@pytest.mark.parametrize("folder", ["pipeline", "plugins", "storm", "targets", "models"])
+@pytest.mark.parametrize("folder", ["pipeline", "plugins", "storm", "targets", "models", "runtime"])
 def test_a_folder_is_refused_under_its_short_name(folder):
     done = subprocess.run(
         [sys.executable, "-c", f"import {folder}"],

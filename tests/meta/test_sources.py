@@ -16,6 +16,7 @@ FOLDERS = (
     "models",
     "pipeline",
     "plugins",
+    "runtime",
     "storm",
     "stormrt",
     "targets",

@@ -55,9 +55,9 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_the_wheel_holds_every_module_and_recipe_as_a_real_file(wheel):
     with zipfile.ZipFile(wheel) as archive:
         entries = {i.filename: i for i in archive.infolist()}
-    weights = (".safetensors", ".json")  # of models/; no other folder has such files
-    for folder in ("pipeline", "plugins", "storm", "calibration", "targets", "models"):
-        wanted = [p for p in (ROOT / folder).rglob("*") if p.suffix in (".py", ".toml", *weights)]
+    suffixes = (".py", ".toml", ".hpp", ".safetensors", ".json")  # some are of one folder only
+    for folder in ("pipeline", "plugins", "storm", "calibration", "targets", "models", "runtime"):
+        wanted = [p for p in (ROOT / folder).rglob("*") if p.suffix in suffixes]
         assert wanted
         for path in wanted:
             name = f"stormrt/{path.relative_to(ROOT)}"

@@ -43,9 +43,16 @@ class TestChoice:
         assert choose_executor("onnxruntime", "fp32") == Executor("onnxruntime", "fp32")
 
     @pytest.mark.parametrize("runtime", ["torch", "onnxruntime", "tensorrt"])
-    def test_int8_is_refused_with_the_reason(self, runtime):
+    def test_int8_without_a_calibration_is_refused(self, runtime):
         with pytest.raises(InputError, match="calibration"):
             choose_executor(runtime, "int8")
+
+    def test_int8_is_no_precision_of_pytorch_and_of_no_other_a_calibration(self, tmp_path):
+        assert choose_executor("onnxruntime", "int8", None, tmp_path).int8.calibration == tmp_path
+        with pytest.raises(InputError, match="PyTorch does not run"):
+            choose_executor("torch", "int8", None, tmp_path)
+        with pytest.raises(InputError, match="a calibration is for INT8"):
+            choose_executor("onnxruntime", "fp16", None, tmp_path)
 
     def test_a_recipe_is_for_engines_alone(self):
         with pytest.raises(InputError, match="onnxruntime runs none"):
@@ -155,6 +162,7 @@ def test_an_engine_is_built_from_the_graph_that_its_runtime_takes_and_run_with_i
         yield lambda images: run_onnx(reduced.native_fp16, images)
 
     library = SimpleNamespace(core=tmp_path / "lib.so")
+    library.core.write_bytes(b"library")
     monkeypatch.setattr("stormrt.pipeline.engine.build_engine", build_engine)
     monkeypatch.setattr("stormrt.pipeline.engine_runner.open_engine", open_engine)
     monkeypatch.setattr("stormrt.pipeline.device_build.build_library", lambda *_: library)
