@@ -7,7 +7,7 @@
 For every model and plan FP32, FP16 and INT8 as a build makes it, on the whole test set; of the
 first plan also every observer with and without smoothing, on ``--limit`` images. Calibration is on
 512 training images. Writes benchmarks/results/int8_accuracy.json after each row, and goes on where
-it was cut off. ``python benchmarks/render_int8.py`` makes the tables of docs/int8.md.
+it was cut off. ``python benchmarks/render_figures.py`` makes the tables of docs/int8.md.
 """
 
 from __future__ import annotations

@@ -10,10 +10,10 @@ needs no new one.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,13 +22,13 @@ from stormrt.calibration.images import ENOUGH, CalibrationImages, choose_images
 from stormrt.calibration.observers import DEFAULT_PERCENTILE, check_percentile, range_of
 from stormrt.calibration.table import CalibrationTable, ObserverName, TensorRange
 from stormrt.errors import InputError
-from stormrt.pipeline.artifacts import ExportedGraph, FileDigest, ModelSpec
+from stormrt.pipeline.artifacts import ExportedGraph, ModelSpec
 from stormrt.pipeline.build import StageEvent, tools
 from stormrt.pipeline.evaluation import MOST_UNREADABLE
 from stormrt.pipeline.files import folder_lock, require_folder, sweep, write_text
 from stormrt.pipeline.graph_stages import EXPORTED_NAME, export_stage, workstation_packages
-from stormrt.pipeline.model_spec import card_of, resolve_spec
-from stormrt.pipeline.stage_cache import StageCache
+from stormrt.pipeline.model_spec import as_card_says, resolve_spec
+from stormrt.pipeline.stage_runner import StageRunner
 
 if TYPE_CHECKING:
     from stormrt.calibration.collect import Progress
@@ -43,8 +43,6 @@ SMOOTHING_STRENGTH = 0.5
 _SMOOTHING = "smoothing.npz"
 _RANGES = "ranges.npz"
 _SMOOTHED_RANGES = "ranges-smoothed.npz"
-
-_T = TypeVar("_T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -263,33 +261,11 @@ def _resolve(request: CalibrateRequest) -> ModelSpec:
         batch=request.batch,
         seed=request.seed,
     )
-    card = card_of(spec)
-    if card is not None and request.num_classes is None:
-        spec = replace(spec, num_classes=len(card.classes))
-    return spec
+    return as_card_says(spec, request.num_classes)[0]
 
 
 def _export(spec: ModelSpec, work: Path, on_stage: StageEvent) -> ExportedGraph:
     """The graph as a build exports it, made or skipped."""
-    cache = StageCache(work)
-
-    def stage(
-        name: str,
-        kind: type[_T],
-        depends_on: dict[str, object],
-        compute: Callable[[], _T],
-        files_of: Callable[[_T], tuple[FileDigest, ...]],
-    ) -> _T:
-        key = cache.key(name, depends_on)
-        found = cache.load(name, kind, key)
-        if found is not None:
-            on_stage(name, "skipped", 0.0)
-            return found
-        on_stage(name, "run", None)
-        made = cache.run(name, kind, key, compute, files_of)
-        on_stage(name, "run", cache.seconds[name])
-        return made
-
-    exported = export_stage(stage, spec, work)
+    exported = export_stage(StageRunner(work, on_stage), spec, work)
     assert exported is not None  # it was asked for
     return exported

@@ -24,7 +24,7 @@ from stormrt.pipeline.artifacts import ModelSpec
 from stormrt.pipeline.build import StageEvent, tools
 from stormrt.pipeline.datasets import Dataset, open_dataset, spread
 from stormrt.pipeline.files import folder_lock, require_folder
-from stormrt.pipeline.model_spec import card_of, describe_weights, resolve_spec
+from stormrt.pipeline.model_spec import as_card_says, card_of, describe_weights, resolve_spec
 from stormrt.pipeline.photographs import (
     UnreadableImageError,
     image_size,
@@ -230,10 +230,7 @@ def _resolve(request: ModelRequest) -> tuple[ModelSpec, ModelCard | None, Execut
     executor = choose_executor(
         request.runtime, request.precision, request.target, request.calibration
     )
-    card = card_of(spec)
-    if card is not None and request.num_classes is None:
-        spec = replace(spec, num_classes=len(card.classes))
-    return spec, card, executor
+    return *as_card_says(spec, request.num_classes), executor
 
 
 @contextmanager

@@ -7,7 +7,8 @@ layer: an error at the outputs tells only that there is one.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -37,27 +38,19 @@ _IMAGES = 4
 """Golden images that local errors are measured on."""
 
 
+@dataclass(frozen=True, slots=True)
 class Candidate:
-    """One precision of a build.
+    """One precision of a build."""
 
-    Args:
-        precision: Of the graph.
-        graph: What the runtime takes.
-        native: The native graph's file.
-        metrics: Of the native graph in onnxruntime.
-        engine: None where none was built.
-    """
-
-    def __init__(
-        self,
-        precision: Precision,
-        graph: LoweredGraph,
-        native: Path,
-        metrics: Metrics,
-        engine: EngineArtifact | None,
-    ) -> None:
-        self.precision, self.graph, self.native = precision, graph, native
-        self.metrics, self.engine = metrics, engine
+    precision: Precision
+    graph: LoweredGraph
+    """What the runtime takes."""
+    native: Path
+    """The native graph's file."""
+    metrics: Metrics
+    """Of the native graph in onnxruntime."""
+    engine: EngineArtifact | None
+    """None where none was built."""
 
     def row(self, top1: float | None) -> GateRow:
         """The candidate in a report."""
@@ -80,7 +73,6 @@ def run_gate(
     errors: tuple[TensorError, ...],
     labelled: Path | None,
     notes: tuple[str, ...] = (),
-    on_image: Callable[[int, int], None] = lambda *_: None,
 ) -> GateReport:
     """Decide whether INT8 may be used.
 
@@ -93,7 +85,6 @@ def run_gate(
         errors: From ``local_errors``.
         labelled: Labelled images (a folder or an npz); None: top-1 is not looked at.
         notes: What else is known.
-        on_image: Told of each batch of them.
 
     Raises:
         InputError: The labelled images are bad, or of other classes.
@@ -107,7 +98,7 @@ def run_gate(
     ]
     if labelled is not None:
         found = [
-            top1_of(onnxruntime_predictor(c.native, spec), spec, labelled, MOST_LABELLED, on_image)
+            top1_of(onnxruntime_predictor(c.native, spec), spec, labelled, MOST_LABELLED)
             for c in (int8, fp16)
         ]
         tops[:], images = [top1 for top1, _ in found], found[0][1]

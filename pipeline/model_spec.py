@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 from stormrt.errors import InputError
@@ -81,6 +82,25 @@ def _check_numbers(*, batch: int, num_classes: int, seed: int) -> None:
         raise InputError(
             "the seed is out of range", where="--seed", got=str(seed), expected="0 to 2^63 - 1"
         )
+
+
+def as_card_says(spec: ModelSpec, asked: int | None) -> tuple[ModelSpec, ModelCard | None]:
+    """A spec with as many classes as its weights' card names, unless a number was asked for.
+
+    Args:
+        spec: From ``resolve_spec``.
+        asked: Number of classes that the user gave.
+
+    Returns:
+        The spec, and the card, if there is one.
+
+    Raises:
+        InputError: The card is damaged, or of other weights.
+    """
+    card = card_of(spec)
+    if card is not None and asked is None:
+        spec = replace(spec, num_classes=len(card.classes))
+    return spec, card
 
 
 def card_of(spec: ModelSpec) -> ModelCard | None:

@@ -30,7 +30,7 @@ from stormrt.pipeline.graph_stages import (
     workstation_packages,
 )
 from stormrt.pipeline.probe import cuda_driver, engine_run_blocker, format_sm
-from stormrt.pipeline.stage_cache import StageCache
+from stormrt.pipeline.stage_runner import StageRunner
 from stormrt.targets import Lowering, Precision, RuntimeName, Target, list_targets, load_target
 
 if TYPE_CHECKING:
@@ -199,7 +199,7 @@ def open_predictor(
     if executor.runtime == "torch":
         yield _torch_predictor(spec, executor.precision)
         return
-    run_stage = _StageRunner(work, on_stage)
+    run_stage = StageRunner(work, on_stage)
     if executor.runtime == "onnxruntime":
         _graphs(spec, executor, "native", run_stage, work)
         yield onnxruntime_predictor(work / FILES.native, spec)
@@ -256,33 +256,8 @@ def _in_full_batches(run: Predict, batch: int) -> Predict:
     return predict
 
 
-class _StageRunner:
-    """Runs or skips stages in a work folder (``graph_stages.RunStage``)."""
-
-    def __init__(self, work: Path, on_stage: StageEvent) -> None:
-        self._cache, self._on_stage = StageCache(work), on_stage
-
-    def __call__(
-        self,
-        name: str,
-        kind: type[_T],
-        depends_on: dict[str, object],
-        compute: Callable[[], _T],
-        files_of: Callable[[_T], tuple[FileDigest, ...]],
-    ) -> _T:
-        key = self._cache.key(name, depends_on)
-        found = self._cache.load(name, kind, key)
-        if found is not None:
-            self._on_stage(name, "skipped", 0.0)
-            return found
-        self._on_stage(name, "run", None)
-        made = self._cache.run(name, kind, key, compute, files_of)
-        self._on_stage(name, "run", self._cache.seconds[name])
-        return made
-
-
 def _graphs(
-    spec: ModelSpec, executor: Executor, lowering: Lowering, stage: _StageRunner, work: Path
+    spec: ModelSpec, executor: Executor, lowering: Lowering, stage: StageRunner, work: Path
 ) -> LoweredGraphs:
     graphs = make_graphs(stage, spec, executor.precision, lowering, work, executor.int8)
     assert graphs is not None  # every stage was asked for
@@ -291,7 +266,7 @@ def _graphs(
 
 @contextmanager
 def _engine_predictor(
-    spec: ModelSpec, executor: Executor, work: Path, stage: _StageRunner
+    spec: ModelSpec, executor: Executor, work: Path, stage: StageRunner
 ) -> Iterator[Predict]:
     from stormrt.pipeline.build import distribution, target_digest
     from stormrt.pipeline.device_build import PLUGIN_FOLDER, library_digests, plugin_libraries

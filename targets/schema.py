@@ -178,8 +178,6 @@ class Quantization(_Recipe):
     most_tensor_error: Fraction = 0.5
     """Most that rounding may change one tensor by itself (relative L2): more is a bad scale, even
     where other layers hide it."""
-    must_be_faster: bool = True
-    """Whether an INT8 engine that was measured and is slower than FP16's is refused."""
 
 
 class Target(_Recipe):
