@@ -104,17 +104,25 @@ class Results:
                 say(f"{path}: of another machine or library; its rows are dropped")
         for name in self.LISTS:
             self.content.setdefault(name, [])
-        self._keys = {name: {_key(row) for row in self.content[name]} for name in self.LISTS}
+        self._plans = {
+            name: {_key(row): row.get("plan") for row in self.content[name]} for name in self.LISTS
+        }
         self._written = 0.0
 
     def has(self, name: str, row: Row) -> bool:
-        """Whether a list has a row of the same name."""
-        return _key(row) in self._keys[name]
+        """Whether a list has a row of the same name and plan."""
+        return self._plans[name].get(_key(row), _ABSENT) == row.get("plan")
 
     def add(self, name: str, row: Row) -> None:
-        """Append a row, and write if the last time is some seconds ago."""
+        """Append a row, and write if the last time is some seconds ago.
+
+        One of the same name is replaced: the planner has another answer than it had then.
+        """
+        key = _key(row)
+        if key in self._plans[name]:
+            self.content[name] = [old for old in self.content[name] if _key(old) != key]
         self.content[name].append(row)
-        self._keys[name].add(_key(row))
+        self._plans[name][key] = row.get("plan")
         if time.perf_counter() - self._written > _WRITE_EVERY_S:
             self.write()
 
@@ -126,6 +134,7 @@ class Results:
         self._written = time.perf_counter()
 
 
+_ABSENT = "absent"  # no plan, and not the None of a row without one
 _NAMES = ("model", "checkpoint", "images", "size", "batch", "method", "where", "keep")
 
 

@@ -52,7 +52,7 @@ def plan_for_flops(
     width: int,
     share: float,
     *,
-    steps: int = 1,
+    steps: int | None = None,
     policy: Policy | str = DEFAULT_POLICY,
 ) -> Choice:
     """The plan whose FLOPs are nearest to a share of the dense ones, from below.
@@ -62,7 +62,7 @@ def plan_for_flops(
         height: Image height in pixels.
         width: Image width in pixels.
         share: Of the dense model's FLOPs, more than 0 and at most 1.
-        steps: How many reductions, over the depth.
+        steps: How many reductions, over the depth; None: the policy's own number.
         policy: Where and how lines leave, or its name.
 
     Returns:
@@ -80,7 +80,9 @@ def plan_for_flops(
             fix="for instance flops=0.75",
         )
     name = policy if isinstance(policy, str) else "the policy given"
-    ladder = Ladder(variant, height, width, policy_of(policy), steps)
+    chosen = policy_of(policy)
+    steps = chosen.steps if steps is None else steps
+    ladder = Ladder(variant, height, width, chosen, steps)
     rung = ladder.first_within(share * ladder.dense_flops)
     if rung == len(ladder):
         least = ladder.flops(len(ladder) - 1) / ladder.dense_flops
@@ -173,7 +175,7 @@ class Target:
     kind: str
     """``flops`` or ``latency``."""
     value: float
-    steps: int = 1
+    steps: int | None = None
     policy: str = DEFAULT_POLICY
     file: Path | None = None
     batch: int = 1
@@ -211,7 +213,7 @@ def parse_target(text: str) -> Target:
         return Target(
             kind,
             float(value),
-            steps=int(options.get("steps", "1")),
+            steps=int(options["steps"]) if "steps" in options else None,
             policy=options.get("policy", DEFAULT_POLICY),
             file=Path(options["file"]) if "file" in options else None,
             batch=int(options.get("batch", "1")),

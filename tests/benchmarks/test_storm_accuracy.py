@@ -233,6 +233,12 @@ def test_the_script_goes_on_where_it_was_cut_off(results, npz):
     assert run_script(*command(npz, results)).returncode == 0
     resumed = json.loads(results.read_text())["accuracy"]
     assert sorted(map(str, resumed)) == sorted(map(str, rows))
+    # A row of a plan that is no longer the one of its name is made again, in its place.
+    stale = [{**row, "plan": "another"} if row["method"] == "planner" else row for row in rows]
+    results.write_text(json.dumps({**content, "accuracy": stale}))
+    assert run_script(*command(npz, results)).returncode == 0
+    renewed = json.loads(results.read_text())["accuracy"]
+    assert sorted(map(str, renewed)) == sorted(map(str, rows))
     # Another machine's rows are dropped.
     results.write_text(json.dumps({**content, "environment": {"device": "Other"}}))
     said = run_script(*command(npz, results), "--seconds", 0).stdout
@@ -278,8 +284,13 @@ def test_tables_show_what_was_run_and_say_what_was_not(results):
     content = json.loads(results.read_text())
     assert "4 test images" in tables.machine(content)
     headline = tables.headline(content)
-    assert "| vmamba_nano_cifar10 at 75% | the planner's choice | 64.9% |" in headline
+    assert "| vmamba_nano_cifar10 at 75% | the planner's choice | 72.7% |" in headline
     assert "best simple: smaller input" in headline
+    for row in content["accuracy"]:
+        if row["method"] == "planner":
+            row["plan"] = "stage 0 block 1: 12x12 lines by random"
+    earlier = "the planner's choice with an earlier default: stage 0 block 1: 12x12 lines by random"
+    assert earlier in tables.headline(content)
     assert " to " in headline  # the range over two checkpoints
     large = tables.large(content)
     assert "| s0b1 to 14x14 | 0.75 |" in large or "not run" in large
