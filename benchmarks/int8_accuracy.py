@@ -5,9 +5,11 @@
         --run vmamba_nano_cifar10 cifar10.npz
 
 For every model and plan FP32, FP16 and INT8 as a build makes it, on the whole test set; of the
-first plan also every observer with and without smoothing, on ``--limit`` images. Calibration is on
-512 training images. Writes benchmarks/results/int8_accuracy.json after each row, and goes on where
-it was cut off. ``python benchmarks/render_figures.py`` makes the tables of docs/int8.md.
+first plan also every observer with and without smoothing, on ``--limit`` images. Mixed precision on
+the whole test set: the fewest layers in float so that the logits' error on 32 calibration images is
+at most half of plain INT8's; of the first plan also a quarter. Calibration is on 512 training
+images. Writes benchmarks/results/int8_accuracy.json after each row, and goes on where it was cut
+off. ``python benchmarks/render_figures.py`` makes the tables of docs/int8.md.
 """
 
 from __future__ import annotations
@@ -23,6 +25,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args
 
+import numpy as np
+
 from benchmarks.operator_bench.report import write
 from stormrt.calibration.images import ENOUGH, CalibrationImages, choose_images
 from stormrt.calibration.table import CalibrationTable, ObserverName
@@ -35,11 +39,17 @@ from stormrt.pipeline.lower import lower
 from stormrt.pipeline.model_spec import resolve_spec
 from stormrt.pipeline.precision import set_precision
 from stormrt.pipeline.predictors import onnxruntime_predictor
-from stormrt.pipeline.quantize.policy import DEFAULT_POLICY
+from stormrt.pipeline.quantize.policy import DEFAULT_POLICY, QuantizationPolicy
+from stormrt.pipeline.sensitivity.bench import Subject
+from stormrt.pipeline.sensitivity.mixed import mixed_precision
+from stormrt.pipeline.sensitivity.options import DEFAULT_IMAGES, Budget
+from stormrt.pipeline.sensitivity.ranking import rank_layers
 
 RESULTS = Path(__file__).parent / "results" / "int8_accuracy.json"
 BATCH = 8
 PLANS = ("keep=1", "keep=0.75", "keep=0.5")
+SHARES = (0.5, 0.25)
+"""Budgets of mixed precision, as shares of the error without it; all but the first only densely."""
 
 Row = dict[str, Any]
 
@@ -50,6 +60,8 @@ class Variant:
 
     precision: str
     options: RangeOptions | None = None
+    share: float | None = None
+    """Of mixed precision."""
 
     def facts(self) -> Row:
         """What tells it apart."""
@@ -58,6 +70,7 @@ class Variant:
             "precision": self.precision,
             "observer": None if o is None else o.observer,
             "smoothing": None if o is None else o.smoothing,
+            **({} if self.share is None else {"share": self.share}),
         }
 
 
@@ -85,8 +98,8 @@ class Bench:
         self.exported = export(spec, folder / "exported.onnx")
         self._images: CalibrationImages | None = None
 
-    def table(self, options: RangeOptions) -> CalibrationTable:
-        """The calibration table for some options; what was observed is kept."""
+    def images(self) -> CalibrationImages:
+        """The calibration images, chosen once."""
         if self._images is None:
             self._images = choose_images(
                 (self.data,),
@@ -96,11 +109,15 @@ class Bench:
                 split="train",
                 most_unusable=MOST_UNREADABLE,
             )
+        return self._images
+
+    def table(self, options: RangeOptions) -> CalibrationTable:
+        """The calibration table for some options; what was observed is kept."""
         return calibrate_graph(
             self.spec,
             self.folder / "exported.onnx",
             self.exported.file.sha256,
-            self._images,
+            self.images(),
             options,
             self.folder,
         )
@@ -108,21 +125,44 @@ class Bench:
     def measure(self, variant: Variant, limit: int | None) -> Row:
         """Make a graph and take its top-1."""
         table = None if variant.options is None else self.table(variant.options)
+        policy, facts = DEFAULT_POLICY, {}
+        if table is not None and variant.share is not None:
+            policy, facts = self.mixed(table, variant.share)
         quantized, native = self.folder / "quantized.onnx", self.folder / "native.onnx"
-        set_precision(
-            self.folder / "exported.onnx", variant.precision, quantized, table, DEFAULT_POLICY
-        )
+        set_precision(self.folder / "exported.onnx", variant.precision, quantized, table, policy)
         lower(quantized, native, None)
         started = time.perf_counter()
         top1, images = top1_of(
             onnxruntime_predictor(native, self.spec), self.spec, self.data, limit
         )
         return {
+            **facts,
             "top1": round(top1, 6),
             "images": images,
             "onnx_bytes": native.stat().st_size,
             "seconds": round(time.perf_counter() - started, 1),
         }
+
+    def mixed(self, table: CalibrationTable, share: float) -> tuple[QuantizationPolicy, Row]:
+        """The fewest layers in float for a share of the error that INT8 has without them."""
+        images = np.stack([self.images().load(index) for index in range(DEFAULT_IMAGES)])
+        subject = Subject(self.folder / "exported.onnx", table, images, self.folder)
+        ranked = rank_layers(subject)
+        plain = mixed_precision(ranked, subject, Budget(most_error=1e9)).mixed
+        assert plain is not None  # it was asked for
+        error = plain.trials[0].rel_l2
+        found = mixed_precision(ranked, subject, Budget(most_error=share * error)).mixed
+        assert found is not None
+        if not found.met:
+            raise SystemExit(f"{self.spec.name}: no layers in float keep {share:g} of the error")
+        kept = len(found.layers)
+        row = {
+            "layers": len(ranked.layers),
+            "kept": list(found.layers),
+            "error": round(next(t.rel_l2 for t in found.trials if t.kept == kept), 6),
+            "error_without": round(error, 6),
+        }
+        return DEFAULT_POLICY.keeping(found.keep_float), row
 
 
 def main() -> None:
@@ -154,6 +194,11 @@ def main() -> None:
             wanted = [(v, arguments.headline_limit, "headline") for v in HEADLINE]
             if plan == arguments.plans[0]:
                 wanted += [(v, arguments.limit, "observers") for v in (*HEADLINE[:2], *observers())]
+            shares = SHARES if plan == arguments.plans[0] else SHARES[:1]
+            wanted += [
+                (Variant("int8", RangeOptions(), share), arguments.headline_limit, "mixed")
+                for share in shares
+            ]
             facts = [
                 {"model": model, "plan": plan, "kind": kind, **variant.facts()}
                 for variant, _, kind in wanted

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The figures of docs/int8.md, as Markdown and a plot, from results/int8_accuracy.json."""
+"""What INT8 costs in accuracy, as tables of docs/int8.md and a plot."""
 
 from __future__ import annotations
 
@@ -55,6 +55,32 @@ def observers(content: Content | None) -> str:
             )  # fmt: skip
     headings = ["model", "observer", "images", "FP32", "INT8, smoothed", "loses"]
     return table([*headings, "INT8, not smoothed", "loses"], lines)
+
+
+def mixed(content: Content | None) -> str:
+    """Top-1 of mixed precision beside INT8 alone, on whole test sets."""
+    if content is None:
+        return f"Mixed precision: {NOT_RUN}."
+    rows = content["rows"]
+    lines: list[list[object]] = []
+    for row in (r for r in rows if r["kind"] == "mixed"):
+        plain = {
+            r["precision"]: r
+            for r in rows
+            if r["kind"] == "headline" and (r["model"], r["plan"]) == (row["model"], row["plan"])
+        }
+        fp32, int8 = plain.get("fp32"), plain.get("int8")
+        lines.append(
+            [
+                row["model"], row["plan"], row["images"], _top1(fp32), _top1(int8),
+                _lost(fp32, int8), f"{len(row['kept'])} of {row['layers']}",
+                f"{row['error_without']:.4f} -> {row['error']:.4f}", _top1(row), _lost(fp32, row),
+                _mib(int8), _mib(row),
+            ]
+        )  # fmt: skip
+    headings = ["model", "STORM", "images", "FP32", "INT8", "loses", "layers in float"]
+    headings += ["logits' error, calibration images", "mixed", "loses", "ONNX MiB, INT8", "mixed"]
+    return table(headings, lines)
 
 
 def _top1(row: Content | None) -> str:

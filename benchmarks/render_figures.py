@@ -18,7 +18,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))  # run as a file, this would find only what lies beside it
 
-from benchmarks import int8_report  # noqa: E402  # needs the path
+from benchmarks import int8_coverage_report, int8_report  # noqa: E402  # needs the path
 from benchmarks.operator_bench import plots, tables  # noqa: E402  # needs the path
 from benchmarks.operator_bench.tables import table  # noqa: E402  # needs the path
 
@@ -62,6 +62,12 @@ BLOCKS = (
     ("docs/plugins.md", "checked", "plugins.json", tables.checked),
     ("docs/int8.md", "int8-headline", "int8_accuracy.json", int8_report.headline),
     ("docs/int8.md", "int8-observers", "int8_accuracy.json", int8_report.observers),
+    ("docs/int8.md", "int8-mixed", "int8_accuracy.json", int8_report.mixed),
+    ("docs/int8.md", "int8-coverage", "int8_coverage.json", int8_coverage_report.coverage),
+    ("docs/int8.md", "int8-kept", "int8_coverage.json", int8_coverage_report.kept),
+    ("docs/int8.md", "int8-sizes", "int8_coverage.json", int8_coverage_report.sizes),
+    ("docs/int8.md", "int8-errors", "int8_coverage.json", int8_coverage_report.errors),
+    ("docs/int8.md", "int8-engines", "int8_coverage.json", int8_coverage_report.engines),
 )
 """File, marker, results, and what makes the text; of None where there are no results yet."""
 

@@ -57,6 +57,7 @@ def collect(
     images: Images,
     *,
     batch: int,
+    also: Sequence[str] = (),
     keep: Path | None = None,
     save_every_s: float = SAVE_EVERY_S,
     on_image: Progress = lambda *_: None,
@@ -68,6 +69,7 @@ def collect(
         tensors: Names of FP32 values [B, C, ...]; the graph's input may be one of them.
         images: What goes in.
         batch: B, of the graph's input.
+        also: Names of FP32 values of any shape of which only the largest is kept.
         keep: File for what was kept so far. What an earlier run left there is taken up if it is
             of the same graph and tensors and of the first of these images; otherwise it is
             written over.
@@ -84,11 +86,12 @@ def collect(
     proto = onnx.ModelProto()
     proto.CopyFrom(load_onnx(model) if isinstance(model, Path) else model)
     names = list(dict.fromkeys(tensors))
-    inner = [name for name in names if name != INPUT_NAME]
+    also = [name for name in dict.fromkeys(also) if name not in names]
+    inner = [name for name in (*names, *also) if name != INPUT_NAME]
     _expose(proto, inner)
     content = proto.SerializeToString(deterministic=True)
     del proto
-    key = _key(content, names)
+    key = _key(content, names, also)
     wanted = [image.sha256 for image in images.images]
     statistics = _taken_up(keep, key, wanted)
     on_image(len(statistics.images), len(wanted))
@@ -108,6 +111,10 @@ def collect(
             seen[INPUT_NAME] = fed
         for name in names:
             _observe(statistics, name, seen[name], [images.images[i].name for i in part], batch)
+        for name in also:
+            _observe_largest(
+                statistics, name, seen[name], [images.images[i].name for i in part], batch
+            )
         statistics.images += [wanted[index] for index in part]
         done = len(statistics.images)
         if keep is not None and (done == len(wanted) or time.monotonic() - saved >= save_every_s):
@@ -133,10 +140,10 @@ def _expose(proto: onnx.ModelProto, names: Sequence[str]) -> None:
     )
 
 
-def _key(content: bytes, names: Sequence[str]) -> str:
+def _key(content: bytes, names: Sequence[str], also: Sequence[str]) -> str:
     """Stands for what the numbers depend on beside the images."""
     graph = hashlib.sha256(content).hexdigest()
-    facts = [graph, sorted(names), BINS, onnxruntime.__version__, code_digest()]
+    facts = [graph, sorted(names), sorted(also), BINS, onnxruntime.__version__, code_digest()]
     return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
 
 
@@ -189,10 +196,30 @@ def _observe(
         statistics.observe(name, values[: len(images)])
     except NotFiniteError as error:
         bad = next(i for i, image in enumerate(values) if not np.isfinite(image).all())
-        raise InputError(
-            "an activation is not finite: NaN or infinity in FP32",
-            where=name,
-            got=f"channel {error.channel}, image {images[bad]}",
-            fix="check the checkpoint: stormrt evaluate --precision fp32 shows whether its outputs "
-            "are finite",
-        ) from error
+        raise _not_finite(name, f"channel {error.channel}, image {images[bad]}") from error
+
+
+def _observe_largest(
+    statistics: Statistics,
+    name: str,
+    values: NDArray[np.float32],
+    images: Sequence[str],
+    batch: int,
+) -> None:
+    """Take in the largest of a value. Arguments: ``_observe``; but of any shape."""
+    # What only fills the batch up is left out where the value has one entry for each image.
+    by_image = values.ndim > 0 and len(values) == batch
+    try:
+        statistics.observe_largest(name, values[: len(images)] if by_image else values)
+    except NotFiniteError as error:
+        raise _not_finite(name, f"among the images {', '.join(images)}") from error
+
+
+def _not_finite(name: str, got: str) -> InputError:
+    return InputError(
+        "an activation is not finite: NaN or infinity in FP32",
+        where=name,
+        got=got,
+        fix="check the checkpoint: stormrt evaluate --precision fp32 shows whether its outputs "
+        "are finite",
+    )

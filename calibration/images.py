@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from stormrt.calibration.table import CalibrationImage
 from stormrt.errors import InputError
 from stormrt.pipeline.datasets import NpzDataset
+from stormrt.pipeline.npz_file import read_npz
 from stormrt.pipeline.photographs import (
     ImageSource,
     UnreadableImageError,
@@ -234,8 +235,8 @@ def _in_npz(path: Path, split: str | None) -> tuple[list[tuple[str, ImageSource]
 
 def _has_train(path: Path) -> bool:
     try:
-        with np.load(path, allow_pickle=False) as file:
-            return len(file["train_labels"]) > 0
+        found, _ = read_npz(path, ("train_labels",))
+        return len(found["train_labels"]) > 0
     except Exception:  # noqa: BLE001  what is wrong with the file is said where it is read
         return False
 

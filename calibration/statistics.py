@@ -10,12 +10,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from stormrt.calibration.histogram import BINS, Histogram
 from stormrt.pipeline.files import atomic_path
+from stormrt.pipeline.npz_file import read_npz
 
 
 class NotFiniteError(ValueError):
@@ -92,6 +94,8 @@ class Statistics:
     """By name; those that were seen."""
     images: list[str] = field(default_factory=list)
     """SHA-256 of each image that was seen, in that order."""
+    largest: dict[str, float] = field(default_factory=dict)
+    """Largest |x| of values of which nothing else is kept."""
 
     def observe(self, name: str, values: NDArray[np.float32]) -> None:
         """Take in one tensor [B, C, ...], FP32. Raises as ``TensorStatistics.observe``."""
@@ -99,8 +103,21 @@ class Statistics:
             self.tensors[name] = TensorStatistics.empty(values.shape[1])
         self.tensors[name].observe(values)
 
+    def observe_largest(self, name: str, values: NDArray[np.float32]) -> None:
+        """Take in one value of any shape, FP32, of which only the largest |x| is kept.
+
+        Raises:
+            NotFiniteError: It holds NaN or infinity; nothing of it was taken in.
+        """
+        largest = max(float(values.max()), -float(values.min())) if values.size else 0.0
+        if not np.isfinite(largest):
+            raise NotFiniteError(0)
+        self.largest[name] = max(largest, self.largest.get(name, 0.0))
+
     def merge(self, other: Statistics) -> None:
         """Add what was seen of other images, of the same graph."""
+        for name, largest in other.largest.items():
+            self.largest[name] = max(largest, self.largest.get(name, 0.0))
         for name, theirs in other.tensors.items():
             if name not in self.tensors:
                 self.tensors[name] = TensorStatistics.empty(len(theirs.channel_sum))
@@ -129,6 +146,8 @@ def save_statistics(statistics: Statistics, path: Path, key: str) -> None:
         "positions": np.array([t.positions for t in kept], np.int64),
         "channels": np.array([len(t.channel_sum) for t in kept], np.int64),
         "largest": _joined([t.channel_largest for t in kept]),
+        "others": np.array(list(statistics.largest), np.str_),
+        "others_largest": np.array(list(statistics.largest.values()), np.float64),
         "sums": _joined([t.channel_sum for t in kept]),
     }
     with atomic_path(path) as temporary, temporary.open("wb") as file:
@@ -142,10 +161,11 @@ def load_statistics(path: Path, key: str) -> Statistics | None:
         The statistics; None where there are none, or they are damaged or have another key.
     """
     try:
-        with np.load(path, allow_pickle=False) as file:
-            if str(file["key"]) != key:
-                return None
-            arrays = {name: file[name] for name in file.files}
+        # Any: the arrays have the types that `save_statistics` gave them, or reading fails below.
+        found: tuple[dict[str, Any], object] = read_npz(path)
+        arrays = found[0]
+        if str(arrays["key"]) != key:
+            return None
         ends = np.cumsum(arrays["channels"])
         tensors = {}
         for index, name in enumerate(arrays["names"].tolist()):
@@ -157,7 +177,8 @@ def load_statistics(path: Path, key: str) -> Statistics | None:
                 arrays["sums"][channels].copy(),
                 int(arrays["positions"][index]),
             )
-        return Statistics(tensors, arrays["images"].tolist())
+        others = zip(arrays["others"].tolist(), arrays["others_largest"].tolist(), strict=True)
+        return Statistics(tensors, arrays["images"].tolist(), dict(others))
     except Exception:  # noqa: BLE001  zipfile and numpy raise many kinds on bad bytes
         return None
 

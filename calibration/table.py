@@ -57,6 +57,9 @@ class CalibrationTable(Document):
     that read it multiplied (``quantize.smooth``)."""
     tensors: dict[str, TensorRange]
     """By the tensor's name in the exported graph."""
+    largest: dict[str, float] = Field(default_factory=dict)
+    """Largest absolute value of each other value of the graph that FP16 would hold, by its name
+    (``quantize.overflow``)."""
     images: tuple[CalibrationImage, ...]
     skipped: tuple[str, ...]
     """Images that could not be read."""

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
-from rich.markup import escape
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -21,10 +20,7 @@ from rich.progress import (
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
-from rich.table import Table
-from rich.text import Text
 
-from stormrt.errors import InputError
 from stormrt.pipeline.cli.console import (
     JsonOption,
     note,
@@ -42,12 +38,12 @@ from stormrt.pipeline.cli.options import (
     StormOption,
     parse_size,
 )
+from stormrt.pipeline.cli.sensitivity import ExtraChoice, sensitivity_options, show_ranking
 
 if TYPE_CHECKING:
     from stormrt.calibration.images import ImageEvent
     from stormrt.calibration.table import CalibrationTable
-    from stormrt.pipeline.schema import MixedPrecision, SensitivityReport
-    from stormrt.pipeline.sensitivity import SensitivityOptions
+    from stormrt.pipeline.quantize.overflow import OverflowSearch
 
 
 class ObserverChoice(str, Enum):
@@ -57,13 +53,6 @@ class ObserverChoice(str, Enum):
     percentile = "percentile"
     entropy = "entropy"
     mse = "mse"
-
-
-class ExtraChoice(str, Enum):
-    """Layers that a build leaves in float, and that can be ranked."""
-
-    depthwise = "depthwise"
-    residual = "residual"
 
 
 _SENSITIVITY = "Sensitivity"
@@ -155,7 +144,7 @@ def calibrate_command(
         typer.Option(
             "--most-error",
             help="Find the fewest layers to keep in float so that the logits' relative L2 against "
-            "FP32 is at most this.",
+            "FP32 is at most this, on the calibration images, where it is smaller than on others.",
             rich_help_panel=_SENSITIVITY,
         ),
     ] = None,
@@ -192,7 +181,7 @@ def calibrate_command(
         work_folder,
     )
 
-    options = _sensitivity_options(
+    options = sensitivity_options(
         sensitivity, sensitivity_images, also, most_error, most_top1_loss, labelled
     )
     height, width = parse_size(size)
@@ -216,7 +205,7 @@ def calibrate_command(
     with _image_progress() as on_image:
         table = calibrate(request, on_stage=print_stage, on_image=on_image)
     if options is not None:
-        from stormrt.pipeline.sensitivity import analyse
+        from stormrt.pipeline.sensitivity.analyse import analyse
 
         with _image_progress() as on_step:
             report = analyse(request, table, options, on_step=on_step)
@@ -225,109 +214,35 @@ def calibrate_command(
         note(f"skipped {skipped}")
     if len(table.images) < min(request.images, ENOUGH):
         note(f"there were only {len(table.images)} images to use; {ENOUGH} or more are better")
+    overflow = _overflow(table, work or work_folder(out))
     if as_json:
         ranked = {} if report is None else {"sensitivity": report.to_json_value()}
-        show_json({**_summary(table, out), **ranked})
+        show_json({**_summary(table, out, overflow), **ranked})
         return
     show(
         f"{out}: ranges of {len(table.tensors)} tensors by {_observer(table)}, "
         f"{len(table.smoothing)} of them smoothed, from {len(table.images)} images"
     )
+    show(f"FP16: {overflow.describe()}")
     show(f"{work or work_folder(out)}: what was observed; another --observer reads it again")
     if report is not None:
-        _show_report(report, out)
-
-
-def _sensitivity_options(
-    asked: bool,
-    images: int | None,
-    also: list[ExtraChoice] | None,
-    most_error: float | None,
-    most_top1_loss: float | None,
-    labelled: Path | None,
-) -> SensitivityOptions | None:
-    """The checked options of a ranking; None where none was asked for."""
-    given = {
-        "--sensitivity-images": images,
-        "--also": also or None,
-        "--most-error": most_error,
-        "--most-top1-loss": most_top1_loss,
-        "--labelled": labelled,
-    }
-    if not asked:
-        for name, value in given.items():
-            if value is not None:
-                raise InputError(f"{name} is of a ranking", where=name, fix="add --sensitivity")
-        return None
-    from stormrt.pipeline.sensitivity import (
-        DEFAULT_IMAGES,
-        Budget,
-        SensitivityOptions,
-        check_options,
-    )
-
-    none = most_error is None and most_top1_loss is None
-    options = SensitivityOptions(
-        images=DEFAULT_IMAGES if images is None else images,
-        extra=tuple(dict.fromkeys(choice.value for choice in also or ())),
-        labelled=labelled,
-        budget=None if none else Budget(most_error, most_top1_loss),
-    )
-    check_options(options)
-    return options
-
-
-def _show_report(report: SensitivityReport, out: Path) -> None:
-    from stormrt.pipeline.sensitivity import report_path
-
-    on = f"{report.images} images"
-    if report.top1 is not None:
-        on += f"; top-1 of {report.labelled_images} labelled ones, FP32 {report.top1:.2%}"
-    table = Table(title=f"Each layer alone in INT8, against FP32, on {on}")
-    table.add_column("layer", overflow="fold")
-    for heading in ("relative L2", "same class", *(["top-1"] if report.top1 is not None else [])):
-        table.add_column(heading, justify="right")
-    for layer in report.layers:
-        kept = "" if layer.kind == "linear" else f" ({layer.kind}; a build keeps it in float)"
-        cells = [escape(layer.layer) + kept, f"{layer.rel_l2:.2e}", f"{layer.argmax_agreement:.1%}"]
-        table.add_row(*cells, *([] if layer.top1 is None else [f"{layer.top1:.2%}"]))
-    show(table)
-    if report.mixed is not None:
-        _show_mixed(report.mixed)
-    show(f"{report_path(out)}: the ranking")
-
-
-def _show_mixed(mixed: MixedPrecision) -> None:
-    if mixed.most_top1_loss is None:
-        budget = f"relative L2 of at most {mixed.most_error:g}"
-    else:
-        budget = f"top-1 at most {mixed.most_top1_loss:.2%} below FP32's {mixed.top1:.2%}"
-        budget += f" on {mixed.labelled_images} images"
-    table = Table(title=f"The whole graph as it is built, for {budget}")
-    headings = ("in float", "relative L2", "same class", "top-1", "within")
-    shown = headings if mixed.top1 is not None else (*headings[:3], headings[4])
-    for heading in shown:
-        table.add_column(heading, justify="right")
-    for trial in mixed.trials:
-        cells = [str(trial.kept), f"{trial.rel_l2:.2e}", f"{trial.argmax_agreement:.1%}"]
-        top1 = [] if trial.top1 is None else [f"{trial.top1:.2%}"]
-        table.add_row(*cells, *top1, "yes" if trial.within else "no")
-    show(table)
-    if not mixed.met:
-        show("The budget does not hold with every layer in float either: build FP16, or FP32.")
-    elif not mixed.layers:
-        show("The budget holds with no more layer in float.")
-    else:
-        show(f"Keep {len(mixed.layers)} in float. For the recipe:\n\n\\[quantization]")
-        lines = "".join(f"    '{pattern}',\n" for pattern in mixed.keep_float)
-        show(Text(f"keep_float = [\n{lines}]\n"))
+        show_ranking(report, out)
 
 
 def _observer(table: CalibrationTable) -> str:
     return table.observer if table.percentile is None else f"percentile {table.percentile:g}"
 
 
-def _summary(table: CalibrationTable, out: Path) -> dict[str, object]:
+def _overflow(table: CalibrationTable, work: Path) -> OverflowSearch:
+    """What an FP16 graph, which is not smoothed, has to keep in FP32."""
+    from stormrt.pipeline.graph_stages import EXPORTED_NAME
+    from stormrt.pipeline.onnx_file import load_onnx
+    from stormrt.pipeline.quantize.overflow import search_overflow
+
+    return search_overflow(load_onnx(work / EXPORTED_NAME), table, smoothed=False)
+
+
+def _summary(table: CalibrationTable, out: Path, overflow: OverflowSearch) -> dict[str, object]:
     """The table without its long lists, which are in the file."""
     return {
         "file": str(out),
@@ -340,6 +255,12 @@ def _summary(table: CalibrationTable, out: Path) -> dict[str, object]:
         "smoothed": len(table.smoothing),
         "images": len(table.images),
         "skipped": list(table.skipped),
+        "fp16": {
+            "values": overflow.values,
+            "largest": overflow.largest,
+            "tensor": overflow.tensor,
+            "stay_in_fp32": sorted(overflow.islands),
+        },
     }
 
 

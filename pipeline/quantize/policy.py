@@ -13,6 +13,10 @@ from onnx import TensorProto
 from stormrt.errors import InputError
 from stormrt.pipeline.rewrite.values import producers, value_types
 
+STORM_SCORES = r"(^|\.)(reductions\.\d+(\.(score|rows|cols))?|step_size|clipped_output|whole)/"
+"""Nodes of STORM's scores, selection and weights, by the module they come from. Those that only
+move tokens (``tokens``) are not among them."""
+
 _LINEAR_OPS = ("Conv", "Gemm", "MatMul")
 _FACTORS = ("alpha", "beta")
 """Of a Gemm: with other factors than 1 its bias is not what is added."""
@@ -40,7 +44,7 @@ DEFAULT_RULES: tuple[KeepRule, ...] = (
     ),
     KeepRule(r"^classifier\.head/", "its rounding is in the logits, and it takes no time"),
     KeepRule(
-        r"(^|\.)(reductions\.\d+(\.(score|rows|cols))?|step_size|clipped_output|whole)/",
+        STORM_SCORES,
         "STORM's scores: a rounded score can change which line leaves",
         required=False,
     ),

@@ -27,6 +27,8 @@ DEFAULT_STRENGTH = 0.5
 @dataclass(frozen=True, slots=True)
 class _Smoothable:
     norm: onnx.NodeProto
+    values: tuple[str, ...]
+    """From the normalisation's output to the tensor."""
     readers: tuple[QuantisedNode, ...]
 
 
@@ -121,6 +123,27 @@ def fold_smoothing(model: onnx.ModelProto, scales: Mapping[str, NDArray[np.float
     return len(scales)
 
 
+def smoothing_factors(
+    model: onnx.ModelProto, scales: Mapping[str, Sequence[float]]
+) -> dict[str, float]:
+    """How much larger values of the graph can be than of its smoothed copy.
+
+    Args:
+        model: The graph before smoothing.
+        scales: By smoothed tensor, [C].
+
+    Returns:
+        By value that smoothing divides, the largest of its channels' divisors.
+    """
+    found = _smoothable(model)
+    return {
+        value: float(max(scale))
+        for tensor, scale in scales.items()
+        if tensor in found
+        for value in found[tensor].values
+    }
+
+
 def _smoothable(model: onnx.ModelProto) -> dict[str, _Smoothable]:
     graph = model.graph
     by_output, by_input = producers(graph), consumers(graph)
@@ -134,11 +157,12 @@ def _smoothable(model: onnx.ModelProto) -> dict[str, _Smoothable]:
             continue
         if any(linear[r.name].op_type == "MatMul" for r in readers):
             continue  # its channels are the last axis, not axis 1
-        axis, value = 1, tensor
+        axis, value, values = 1, tensor, [tensor]
         maker = by_output.get(value)
         while maker is not None and maker.op_type == "Transpose":
             axis = next(a for a in maker.attribute if a.name == "perm").ints[axis]
             value = maker.input[0]
+            values.append(value)
             maker = by_output.get(value)
             if len(by_input[value]) > 1 or value in outputs:
                 maker = None
@@ -149,7 +173,9 @@ def _smoothable(model: onnx.ModelProto) -> dict[str, _Smoothable]:
         if axis != rank - 1 or normalised not in (-1, rank - 1):
             continue
         if all(name in constants for name in maker.input[1:]):
-            found[tensor] = _Smoothable(maker, tuple(linear[r.name] for r in readers))
+            found[tensor] = _Smoothable(
+                maker, tuple(reversed(values)), tuple(linear[r.name] for r in readers)
+            )
     return found
 
 

@@ -99,12 +99,16 @@ def stop_after(images: int):
 
 def equal(a: Statistics, b: Statistics) -> bool:
     """To the bit."""
-    return a.images == b.images and all(
-        one.histogram.exponent == b.tensors[name].histogram.exponent
-        and np.array_equal(one.histogram.counts, b.tensors[name].histogram.counts)
-        and np.array_equal(one.channel_largest, b.tensors[name].channel_largest)
-        and np.array_equal(one.channel_sum, b.tensors[name].channel_sum)
-        for name, one in a.tensors.items()
+    return (
+        a.images == b.images
+        and a.largest == b.largest
+        and all(
+            one.histogram.exponent == b.tensors[name].histogram.exponent
+            and np.array_equal(one.histogram.counts, b.tensors[name].histogram.counts)
+            and np.array_equal(one.channel_largest, b.tensors[name].channel_largest)
+            and np.array_equal(one.channel_sum, b.tensors[name].channel_sum)
+            for name, one in a.tensors.items()
+        )
     )
 
 
@@ -130,6 +134,18 @@ def test_what_is_observed_is_what_the_graph_computes(rng, given, batch):
     assert model.SerializeToString() == before
 
 
+@pytest.mark.parametrize("batch", [1, 3])
+def test_of_other_values_the_largest_is_kept_whatever_their_shape(rng, given, batch):
+    """``sum`` is a number for all images of a batch; what fills a batch up is not seen."""
+    model = graph(rng, batch)
+    given.arrays[0] *= 3
+    found = collect(model, ["mean"], given, batch=batch, also=["features", "mean", "sum"])
+    features = values_of(model, given.arrays)["features"]
+    assert list(found.tensors) == ["mean"]
+    assert set(found.largest) == {"features", "sum"}
+    assert found.largest["features"] == pytest.approx(np.abs(features).max(), rel=1e-5)
+
+
 def test_the_graph_may_be_a_file(model, given, tmp_path):
     onnx.save(model, tmp_path / "m.onnx")
     assert equal(
@@ -145,16 +161,19 @@ class TestGoingOn:
     def test_a_stopped_run_goes_on_and_gives_what_an_undisturbed_one_gives(
         self, model, given, tmp_path
     ):
-        undisturbed = collect(model, TENSORS, given, batch=1)
+        undisturbed = collect(model, TENSORS, given, batch=1, also=["logits"])
+        assert set(undisturbed.largest) == {"logits"}
         keep = tmp_path / "s.npz"
         for images, asked in ((2, [0, 1]), (5, [2, 3, 4])):
             given.asked.clear()
             with pytest.raises(Stopped):
-                self.run(model, given, keep, on_image=stop_after(images))
+                self.run(model, given, keep, also=["logits"], on_image=stop_after(images))
             assert given.asked == asked
         given.asked.clear()
         told = []
-        found = self.run(model, given, keep, on_image=lambda *event: told.append(event))
+        found = self.run(
+            model, given, keep, also=["logits"], on_image=lambda *event: told.append(event)
+        )
         assert given.asked == [5, 6]
         assert told == [(5, 7), (6, 7), (7, 7)]
         assert equal(found, undisturbed)
@@ -219,6 +238,12 @@ class TestRefusals:
             collect(model, ["features"], given, batch=3)
         assert refusal.value.where == "features"
         assert "image 4" in str(refusal.value.got)
+
+    def test_other_values_that_are_not_finite_name_the_value_and_the_images(self, model, given):
+        with pytest.raises(InputError, match="not finite") as refusal:
+            collect(model, ["features"], given, batch=1, also=["root"])
+        assert refusal.value.where == "root"
+        assert "image 0" in str(refusal.value.got)
 
     def test_a_root_of_what_is_below_zero_is_found(self, model, given, tmp_path):
         with pytest.raises(InputError, match="not finite") as refusal:

@@ -243,6 +243,7 @@ def test_gemm_and_matmul_are_rounded_along_their_output_channels(rng):
     weights = {"w": (6, 5), "v": (5, 3)}
     stored = {n: rng.standard_normal(s).astype(np.float32) for n, s in weights.items()}
     stored["w"][:, 0] *= 100  # one channel's scale must not be all channels'
+    stored["v"][0] += np.copysign(1.0, stored["v"][0])  # and it must be seen at the output
     stored["b"] = rng.standard_normal(5).astype(np.float32)
     graph = helper.make_graph(
         [

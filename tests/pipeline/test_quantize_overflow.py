@@ -17,11 +17,18 @@ from onnx.reference import ReferenceEvaluator
 
 from stormrt.errors import InputError
 from stormrt.pipeline.comparison import open_session
-from stormrt.pipeline.precision import to_fp16, to_int8
-from stormrt.pipeline.quantize.overflow import fp32_islands, overflow_risks
+from stormrt.pipeline.onnx_file import load_onnx, save_onnx
+from stormrt.pipeline.precision import set_precision, to_fp16, to_int8
+from stormrt.pipeline.quantize.overflow import (
+    fp16_values,
+    fp32_islands,
+    overflow_risks,
+    search_overflow,
+)
+from stormrt.pipeline.quantize.smooth import smoothing_factors
 from stormrt.pipeline.rewrite.values import value_types
 from tests.pipeline.support import Graphs, relative, run_onnx
-from tests.pipeline.tables import calibrated, values_of
+from tests.pipeline.tables import calibrated, table_of, values_of
 
 MARKER = {"plugin_version": "1", "plugin_namespace": "stormrt"}
 
@@ -153,6 +160,77 @@ def test_a_node_that_is_not_there_cannot_stay_in_fp32():
     assert caught.value.got == "nowhere/Mul"
 
 
+class TestSearch:
+    """What a table says of the whole graph."""
+
+    def test_the_largest_of_all_is_named_and_each_risk(self):
+        table = table_of({}, largest={"a": 1.0, "b": 1e3, "c": 1e6, "d": 1e3})
+        found = search_overflow(there_and_back(), table, smoothed=False)
+        assert (found.values, found.tensor, found.largest) == (4, "c", 1e6)
+        assert found.islands == {"c/Mul", "d/Mul"}
+        assert "the largest of 4 values is 1e+06 at c" in found.describe()
+        assert "2 nodes stay in FP32 for c (1e+06)" in found.describe()
+
+    def test_small_values_need_nothing(self):
+        table = table_of({}, largest={"a": 655.04})
+        found = search_overflow(there_and_back(), table, smoothed=True)
+        assert found.islands == frozenset()
+        assert "1.00% of FP16's 65504; no node stays in FP32" in found.describe()
+        assert search_overflow(there_and_back(), None, smoothed=False).values == 0
+
+    def test_a_table_of_another_graph_is_refused(self):
+        with pytest.raises(InputError, match="does not fit the graph"):
+            search_overflow(there_and_back(), table_of({}, largest={"z": 1.0}), smoothed=False)
+
+    def test_every_value_that_fp16_holds_is_looked_at_and_no_score(self, reduced: Graphs):
+        names = fp16_values(reduced.exported)
+        assert len(names) == len(set(names))
+        scans = [n for n in reduced.exported.graph.node if n.op_type.startswith("SelectiveScan")]
+        assert scans
+        assert {o for n in scans for o in n.output} <= set(names)
+        assert "logits" in names
+        inner = {
+            name
+            for node in reduced.exported.graph.node
+            if ".reductions.0.score/" in node.name
+            for name in node.input
+            if ".reductions.0.score/" in name
+        }
+        assert inner
+        assert not inner & set(names)
+        types = value_types(reduced.fp16.graph)
+        half = {n for n, t in types.items() if t.dtype == TensorProto.FLOAT16}
+        made = {o for node in reduced.exported.graph.node for o in node.output}
+        assert half & made <= set(names)
+
+    def test_without_smoothing_what_it_divided_is_larger_by_that(
+        self, dense: Graphs, rng, tmp_path
+    ):
+        """From the normalisation to the linear node behind it."""
+        images = rng.standard_normal((1, 3, 64, 48)).astype(np.float32)
+        table = calibrated(dense.exported, images)
+        tensor, scale = next(iter(table.smoothing.items()))
+        factors = smoothing_factors(dense.exported, {tensor: scale})
+        assert set(factors.values()) == {max(scale)}
+        assert tensor in factors
+        makers = {o: n.op_type for n in dense.exported.graph.node for o in n.output}
+        assert "LayerNormalization" in {makers[value] for value in factors}
+        # Over a quarter of 65504 only once the smoothing is taken back.
+        divisors = tuple(max(s, 2.0) for s in scale)
+        seen = table.tensors[tensor].model_copy(update={"largest": 16_500.0 / max(divisors)})
+        changes = {"tensors": {**table.tensors, tensor: seen}, "smoothing": {tensor: divisors}}
+        table = table.model_copy(update=changes)
+        assert not search_overflow(dense.exported, table, smoothed=True).risks
+        (risk,) = search_overflow(dense.exported, table, smoothed=False).risks
+        assert risk.tensor == tensor
+        save_onnx(deepcopy(dense.exported), tmp_path / "exported.onnx")
+        set_precision(tmp_path / "exported.onnx", "fp16", tmp_path / "fp16.onnx", table)
+        fp16 = load_onnx(tmp_path / "fp16.onnx")
+        types, by_name = value_types(fp16.graph), {n.name: n for n in fp16.graph.node}
+        (reader,) = (n.name for n in dense.exported.graph.node if tensor in n.input)
+        assert types[by_name[reader].output[0]].dtype == TensorProto.FLOAT
+
+
 class TestVMamba:
     """A first layer 1e5 times as large, which the normalisation behind it takes back."""
 
@@ -186,9 +264,9 @@ class TestVMamba:
         loud = self.loud(dense)
         expected = run_onnx(loud, images)
         table = calibrated(loud, images)
-        summary = to_int8(loud, table, largest={"patch_embed.0/Conv": 1e5})
+        table = table.model_copy(update={"largest": {"patch_embed.0/Conv": 1e5}})
+        summary = to_int8(loud, table)
         reasons = {node.name: node.reason for node in summary.kept}
         assert "FP16" in reasons["patch_embed.0/Conv"]
         assert "patch_embed.5/Conv" in summary.quantised
-        # Its transposition is in the table of no one, and comes from the graph's largest values.
         assert relative(run_onnx(loud, images), expected) < 0.2

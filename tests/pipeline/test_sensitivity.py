@@ -21,7 +21,6 @@ import pytest
 from stormrt.calibration.images import choose_images
 from stormrt.calibration.table import CalibrationTable
 from stormrt.errors import InputError
-from stormrt.pipeline import sensitivity as module
 from stormrt.pipeline.calibrate import CalibrateRequest, RangeOptions, calibrate, work_folder
 from stormrt.pipeline.lower import lower_model
 from stormrt.pipeline.onnx_file import load_onnx, save_onnx
@@ -34,17 +33,18 @@ from stormrt.pipeline.quantize.policy import (
     residual_adds,
 )
 from stormrt.pipeline.schema import SensitivityReport
-from stormrt.pipeline.sensitivity import (
+from stormrt.pipeline.sensitivity import mixed as mixing
+from stormrt.pipeline.sensitivity import ranking
+from stormrt.pipeline.sensitivity.analyse import analyse
+from stormrt.pipeline.sensitivity.bench import PROGRESS_NAME, Subject
+from stormrt.pipeline.sensitivity.mixed import mixed_precision
+from stormrt.pipeline.sensitivity.options import (
     Budget,
     SensitivityOptions,
-    Subject,
-    analyse,
     check_options,
-    mixed_precision,
-    quantising_only,
-    rank_layers,
     report_path,
 )
+from stormrt.pipeline.sensitivity.ranking import quantising_only, rank_layers
 from stormrt.targets.loading import tomllib
 from tests.helpers.images import labelled, write_npz
 from tests.helpers.seeds import generator
@@ -62,7 +62,7 @@ from tests.pipeline.support import (
 from tests.pipeline.tables import calibrated
 
 IMAGES, SIDE = 5, 32
-all_layers = module._layers
+all_layers = ranking.layers_to_rank
 """The tests put fewer in its place."""
 BAD = "layers.1.downsample.1/Conv"
 
@@ -107,7 +107,7 @@ def few_layers(model: onnx.ModelProto, *_: object) -> dict[str, str]:
 @pytest.fixture(scope="module", autouse=True)
 def _few_layers():
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(module, "_layers", few_layers)
+        patch.setattr(ranking, "layers_to_rank", few_layers)
         yield
 
 
@@ -187,10 +187,9 @@ class TestGoingOn:
     @pytest.fixture
     def broken_off(self, ranked, tmp_path) -> Subject:
         """A copy of what a run has kept that was killed three layers before its end."""
-        name = module.PROGRESS_NAME
-        kept = json.loads((ranked.subject.work / name).read_text())
+        kept = json.loads((ranked.subject.work / PROGRESS_NAME).read_text())
         kept["layers"] = dict(list(kept["layers"].items())[:-3])
-        (tmp_path / name).write_text(json.dumps(kept))
+        (tmp_path / PROGRESS_NAME).write_text(json.dumps(kept))
         return replace(ranked.subject, work=tmp_path)
 
     @pytest.fixture
@@ -202,7 +201,7 @@ class TestGoingOn:
             names.extend(layers)
             return quantising_only(model, table, layers)
 
-        monkeypatch.setattr(module, "quantising_only", counted)
+        monkeypatch.setattr(ranking, "quantising_only", counted)
         return names
 
     def test_a_killed_ranking_measures_only_what_is_missing(self, ranked, broken_off, made):
@@ -221,12 +220,12 @@ class TestGoingOn:
             started.extend(layers)
             return quantising_only(model, table, layers)
 
-        monkeypatch.setattr(module, "quantising_only", stopping)
+        monkeypatch.setattr(ranking, "quantising_only", stopping)
         with pytest.raises(KeyboardInterrupt):
             rank_layers(replace(ranked.subject, work=tmp_path))
-        kept = json.loads((tmp_path / module.PROGRESS_NAME).read_text())
+        kept = json.loads((tmp_path / PROGRESS_NAME).read_text())
         assert list(kept["layers"]) == started
-        assert [path.name for path in tmp_path.iterdir()] == [module.PROGRESS_NAME]
+        assert [path.name for path in tmp_path.iterdir()] == [PROGRESS_NAME]
 
     @pytest.mark.parametrize("change", ["table", "images", "damaged"])
     def test_numbers_of_something_else_are_not_taken_up(self, broken_off, change, monkeypatch):
@@ -236,7 +235,7 @@ class TestGoingOn:
         def refusing(model, table, layers):
             raise FirstLayerError(*layers)
 
-        monkeypatch.setattr(module, "quantising_only", refusing)
+        monkeypatch.setattr(ranking, "quantising_only", refusing)
         with pytest.raises(FirstLayerError) as unchanged:
             rank_layers(broken_off)
         subject = broken_off
@@ -245,7 +244,7 @@ class TestGoingOn:
         elif change == "images":
             subject = replace(subject, images=subject.images[:-1])
         else:
-            (subject.work / module.PROGRESS_NAME).write_text('{"key": ')
+            (subject.work / PROGRESS_NAME).write_text('{"key": ')
         with pytest.raises(FirstLayerError) as changed:
             rank_layers(subject)
         assert changed.value.args == (BAD,)  # the first of few_layers
@@ -314,7 +313,7 @@ class TestWithCalibration:
             SMALL, (data,), tmp_path / "c.json", num_classes=CLASSES, storm="keep=1,stage=2",
             height=SIDE, width=SIDE, ranges=RangeOptions("min-max"),
         )  # fmt: skip
-        monkeypatch.setattr(module, "_layers", lambda *_: {BAD: "linear"})
+        monkeypatch.setattr(ranking, "layers_to_rank", lambda *_: {BAD: "linear"})
         options = SensitivityOptions(4, labelled=data, budget=Budget(most_top1_loss=0.9))
         table = calibrate(request)
         report = analyse(request, table, options)
@@ -416,9 +415,9 @@ class TestCommandLine:
         def planted(model, *_):
             return {BAD: "linear", quantised_nodes(model)[0].name: "linear"}
 
-        monkeypatch.setattr(module, "_layers", planted)
+        monkeypatch.setattr(ranking, "layers_to_rank", planted)
         answers = {0: False, 1: True, 2: True}
-        monkeypatch.setattr(module, "_within", lambda seen, *_: answers[seen.kept])
+        monkeypatch.setattr(mixing, "_within", lambda seen, *_: answers[seen.kept])
         options = ("--sensitivity", "--sensitivity-images", 2, "--most-error", 0.5)
         code, out, err = cli(*options)
         assert code == 0, err
