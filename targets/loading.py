@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, cast
 from pydantic import BaseModel, ValidationError
 
 from stormrt.errors import InputError
+from stormrt.reading import read_small
 from stormrt.targets.schema import Target
 
 if sys.version_info >= (3, 11):
@@ -72,7 +73,7 @@ def load_target(name_or_path: str | Path) -> Target:
     if text.endswith(".toml"):
         path = Path(text)
         try:
-            content = path.read_text(encoding="utf-8")
+            content = read_small(path).decode("utf-8")
         except OSError as error:
             raise InputError(
                 "the target recipe cannot be read", where=text, got=error.strerror or str(error)
@@ -130,7 +131,7 @@ def dump_target(target: Target) -> dict[str, object]:
 def _read(content: str, origin: str) -> Table:
     try:
         return tomllib.loads(content)
-    except tomllib.TOMLDecodeError as error:
+    except (ValueError, RecursionError) as error:  # a number too long, arrays too deep
         raise InputError(
             "the target recipe is not valid TOML", where=origin, got=str(error)
         ) from error

@@ -20,7 +20,7 @@ from pathlib import Path
 import pytest
 
 from stormrt.pipeline import probe
-from stormrt.pipeline.doctor import Check, run_checks
+from stormrt.pipeline.doctor import Check, power, run_checks
 
 GROUPS = ("core", "workstation", "rtx", "device", "gpu", "compiler")
 
@@ -326,6 +326,15 @@ def test_a_jetson_below_full_power_is_a_warning(
     power = named("power mode", checks)
     assert (power.status, power.found) == (status, mode)
     assert ("nvpmodel" in (power.mend or "")) == (status == "warning")
+
+
+def test_the_command_for_full_power_has_the_boards_own_number(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    slow = probe.Jetson("Jetson Orin Nano", "36.4.3", "6.2", "25W")
+    monkeypatch.setattr(probe, "jetson", lambda: slow)
+    monkeypatch.setattr(power, "power_modes", lambda: ((1, "25W"), (2, "MAXN_SUPER")))
+    assert named("power mode").mend == "sudo nvpmodel -m 2 && sudo jetson_clocks"
 
 
 def test_the_compilers_version_is_read_from_its_answer(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,6 +15,8 @@ from pydantic import ValidationError
 import stormrt.targets
 from stormrt.errors import InputError
 from stormrt.targets import Target, dump_target, list_targets, load_target, parse_target
+from stormrt.targets.loading import tomllib
+from stormrt.targets.schema import Build, Device, Quantization, RuntimeRecipe, Tolerance
 
 FOLDER = Path(stormrt.targets.__file__).parent
 ORINS = tuple(name for name in list_targets() if name.startswith("orin-"))
@@ -156,15 +158,55 @@ def test_a_card_builds_without_a_gpu_through_tensorrt_rtx_and_without_plugins(na
     assert target.software.jetpack == ()
 
 
-@pytest.mark.parametrize("path", sorted(FOLDER.glob("*.toml")), ids=lambda path: path.name)
-def test_every_figure_in_a_packaged_recipe_names_its_source(path: Path) -> None:
-    """A line that sets a number has a comment on it, or right above it."""
-    lines = path.read_text(encoding="utf-8").splitlines()
+NAMES = ("schema", "id", "description", "extends")
+"""Keys that say what a recipe is, and are no facts about a board."""
+
+
+def without_source(text: str) -> list[str]:
+    """Keys of a recipe with no comment on their line nor right above."""
+    lines = text.splitlines()
+    found = []
     for number, line in enumerate(lines):
         code, _, comment = line.partition("#")
-        if re.search(r"=\s*-?\d", code) and not code.startswith("schema"):
-            above = lines[number - 1].startswith("#")
-            assert comment.strip() or above, f"{path.name}:{number + 1} has no source: {line}"
+        key = re.match(r"\s*([\w-]+)\s*=", code)
+        above = number > 0 and lines[number - 1].startswith("#")
+        if key and key[1] not in NAMES and not comment.strip() and not above:
+            found.append(line)
+    return found
+
+
+@pytest.mark.parametrize("path", sorted(FOLDER.glob("*.toml")), ids=lambda path: path.name)
+def test_every_field_of_a_packaged_recipe_names_its_source(path: Path) -> None:
+    """What a recipe inherits has its source in the base, which is one of these files too."""
+    assert without_source(path.read_text(encoding="utf-8")) == []
+
+
+def test_a_field_without_a_source_is_seen() -> None:
+    good = 'id = "x"\n[device]\nsm = 87  # a page\n# another page\narch = "aarch64"\n'
+    assert without_source(good) == []
+    bad = 'sm_count = 8\n\ngpu = "Orin"  #\n[[runtime]]\nname = "tensorrt"\n'
+    assert without_source(bad) == ["sm_count = 8", 'gpu = "Orin"  #', 'name = "tensorrt"']
+
+
+@pytest.mark.parametrize("name", list_targets())
+def test_every_field_is_written_in_a_recipe_or_its_base_and_none_left_to_a_default(
+    name: str,
+) -> None:
+    own = tomllib.loads((FOLDER / f"{name}.toml").read_text(encoding="utf-8"))
+    base = f"_{own['extends']}.toml" if "extends" in own else None
+    inherited = tomllib.loads((FOLDER / base).read_text(encoding="utf-8")) if base else {}
+
+    def keys(table: str) -> set[str]:
+        return {*inherited.get(table, {}), *own.get(table, {})}
+
+    assert keys("device") == set(Device.model_fields)
+    assert keys("build") == set(Build.model_fields)
+    assert keys("quantization") == set(Quantization.model_fields)
+    for precision in load_target(name).build.precisions:
+        tolerance = {**inherited.get("tolerance", {}), **own.get("tolerance", {})}[precision]
+        assert set(tolerance) == set(Tolerance.model_fields)
+    for runtime in own.get("runtime", inherited.get("runtime")):
+        assert {*runtime, "tolerance"} == set(RuntimeRecipe.model_fields)
 
 
 def test_a_geforce_50_needs_the_first_tensorrt_that_has_blackwell() -> None:
