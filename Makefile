@@ -56,6 +56,9 @@ $(TOOLS): $(READY)
 		rm -rf .tools/lean-$$version && $(PIP) --no-deps --target .tools/lean-$$version \
 			tensorrt_lean_cu13_libs==$$version tensorrt_lean_cu13_bindings==$$version || exit 1; \
 	done
+	# Types of full TensorRT. In the environment they would pass for the package itself.
+	rm -rf .tools/tensorrt-stubs && $(PIP) --no-deps --target .tools/tensorrt-stubs \
+		tensorrt-stubs==10.13.0.35.1
 	touch $@
 
 clean:

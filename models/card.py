@@ -3,12 +3,12 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from stormrt.errors import InputError
+from stormrt.reading import parse_json, read_small
 
 
 class ModelCard(BaseModel):
@@ -49,7 +49,7 @@ def read_card(checkpoint: Path, sha256: str) -> ModelCard | None:
     if not path.is_file():
         return None
     try:
-        content = json.loads(path.read_bytes())
+        content = parse_json(read_small(path))
         if not isinstance(content, dict) or "classes" not in content:
             return None
         card = ModelCard.model_validate(content)

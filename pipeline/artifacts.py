@@ -9,13 +9,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from stormrt.pipeline.device.names import INPUT_NAME as INPUT_NAME
+from stormrt.pipeline.device.names import OUTPUT_NAME as OUTPUT_NAME
+from stormrt.pipeline.device.records import EngineArtifact as EngineArtifact
+from stormrt.pipeline.device.records import FileDigest as FileDigest
+from stormrt.pipeline.device.records import PluginUse as PluginUse
 from stormrt.storm.plan import StormPlan
 from stormrt.targets import Lowering, Precision
-
-INPUT_NAME = "images"
-"""The one input of every graph: [B, 3, H, W], FP32, normalised (``photographs.preprocess``)."""
-OUTPUT_NAME = "logits"
-"""The one output of every graph: [B, classes], FP32."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,25 +37,6 @@ class ModelSpec:
     """Images a call; with ``dynamic_batch``, the most."""
     dynamic_batch: bool
     plan: StormPlan
-
-
-@dataclass(frozen=True, slots=True)
-class FileDigest:
-    """A file by its name and SHA-256."""
-
-    name: str
-    """Relative to the folder that the record lies in."""
-    sha256: str
-    size_bytes: int
-
-
-@dataclass(frozen=True, slots=True)
-class PluginUse:
-    """How often a graph uses a custom operator."""
-
-    name: str
-    version: str
-    count: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,16 +94,3 @@ class GoldenData:
     images: int
     sources: tuple[str, ...]
     """One name a photograph."""
-
-
-@dataclass(frozen=True, slots=True)
-class EngineArtifact:
-    """A serialized engine."""
-
-    file: FileDigest
-    runtime: str
-    runtime_version: str
-    sm: int
-    """Compute capability, times ten: 75, 87."""
-    plugin_libraries: tuple[FileDigest, ...] = ()
-    """Those that it was built with, by their file names: others may have other kernels."""

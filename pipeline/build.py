@@ -24,7 +24,10 @@ from stormrt.pipeline.artifacts import (
     LoweredGraphs,
     ModelSpec,
 )
+from stormrt.pipeline.device.names import DEVICE_REPORT_NAME, PLUGIN_SOURCES_NAME, SCRIPT_NAME
+from stormrt.pipeline.device.names import WORK_FOLDER as WORK_FOLDER
 from stormrt.pipeline.files import (
+    atomic_path,
     folder_lock,
     publish,
     require_folder,
@@ -73,22 +76,27 @@ if TYPE_CHECKING:
 
 STAGES = ("golden", "export", "calibrate", "precision", "lower", "engine", "validate")
 """In order. ``golden`` is first: a bad checkpoint or photograph shows before the long stages.
-``calibrate`` is INT8's alone."""
+``calibrate`` is INT8's, and FP16's where a calibration is given."""
 
 BESIDE = "-fp16"
 """Ends the names of the stages, and of their files, that make the FP16 build beside an INT8 one."""
 
-WORK_FOLDER = ".stormrt"
 DEFAULT_SEED = 0
 
-_PUBLISHED = (
-    MODEL_NAME,
+_OPTIONAL = (
     ENGINE_NAME,
     REFUSED_ENGINE_NAME,
     FP16_MODEL_NAME,
     FP16_ENGINE_NAME,
     TABLE_NAME,
+    PLUGIN_SOURCES_NAME,
+)
+"""What not every folder has."""
+_PUBLISHED = (
+    *_OPTIONAL,
+    MODEL_NAME,
     GOLDEN_NAME,
+    SCRIPT_NAME,
     REPORT_JSON_NAME,
     REPORT_MD_NAME,
     MANIFEST_NAME,
@@ -127,7 +135,7 @@ class BuildRequest:
     photographs: Path | None = None
     """File or folder; None: those that come with dependencies."""
     calibration: Path | None = None
-    """Of INT8: a table, or images."""
+    """Of INT8, or of FP16 for values that it cannot hold: a table, or images."""
     labelled: Path | None = None
     """Labelled images that the gate of INT8 takes top-1 of."""
     runtime: RuntimeName | None = None
@@ -334,7 +342,7 @@ def _run(
     )
     exported = export_stage(stage, spec, work)
     table, beside = None, None
-    if plan.precision == "int8":
+    if plan.int8.calibration is not None:
         table = calibrate_stage(stage, spec, exported, work, plan.int8, on_image)
     keep = plan.int8.keep_float
     lowered = finish_graphs(stage, exported, plan.precision, lowering, work, table, keep)
@@ -407,6 +415,11 @@ class Built:
         )
 
 
+def layers_name(engine: str) -> str:
+    """The file beside an engine in the work folder with the builder's list of its layers."""
+    return f"{engine}.layers"
+
+
 def _engine(
     chain: _Chain,
     plan: BuildPlan,
@@ -435,6 +448,8 @@ def _engine(
             board_command=_board_command(plan.out),
             max_batch=spec.batch if spec.dynamic_batch else None,
         )
+        # Before the stage's record: where that is, this is too.
+        write_text(work / layers_name(name), "".join(f"{line}\n" for line in result.layers))
         return EngineArtifact(
             FileDigest(name, result.sha256, result.size_bytes),
             result.runtime,
@@ -478,6 +493,8 @@ def _publish(
         published[name] = (work / ENGINE_NAME, built.engine.file)
     if table is not None:
         published[TABLE_NAME] = (work / table.file.name, table.file)
+    for made in _device_files(work, bool(final.plugins)):
+        published[made.name] = (work / made.name, made)
     fallback = None
     if beside is not None and beside.final is not None:
         graph = beside.final.file
@@ -486,7 +503,9 @@ def _publish(
             published[FP16_ENGINE_NAME] = (work / FP16_ENGINE_NAME, beside.engine.file)
         fallback = Fallback(model=_named(FP16_MODEL_NAME, graph), engine=beside.engine)
     # What an earlier build with other options left must not pass for this one's.
-    for name in (ENGINE_NAME, REFUSED_ENGINE_NAME, FP16_MODEL_NAME, FP16_ENGINE_NAME, TABLE_NAME):
+    if any(_differs(out / name, published[name][1]) for name in (MODEL_NAME, GOLDEN_NAME)):
+        (out / DEVICE_REPORT_NAME).unlink(missing_ok=True)
+    for name in _OPTIONAL:
         if name not in published or _differs(out / name, published[name][1]):
             (out / name).unlink(missing_ok=True)
     for name, (source, _) in published.items():
@@ -510,6 +529,21 @@ def _publish(
     )
     write_text(out / MANIFEST_NAME, manifest.to_json())
     return manifest
+
+
+def _device_files(work: Path, has_plugins: bool) -> list[FileDigest]:
+    """Write what a device builds with where stormrt is not installed."""
+    from stormrt.pipeline.device.script import build_script, plugin_sources
+
+    with atomic_path(work / SCRIPT_NAME) as temporary:
+        temporary.write_text(build_script(), encoding="utf-8")
+    names = [SCRIPT_NAME]
+    if has_plugins:
+        with atomic_path(work / PLUGIN_SOURCES_NAME) as temporary:
+            temporary.write_bytes(plugin_sources())
+        names.append(PLUGIN_SOURCES_NAME)
+    paths = [work / name for name in names]
+    return [FileDigest(p.name, sha256_file(p), p.stat().st_size) for p in paths]
 
 
 def _named(name: str, file: FileDigest) -> FileDigest:

@@ -10,7 +10,7 @@ needs no new one.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -168,6 +168,7 @@ def calibrate_graph(
     with workstation_packages():
         from stormrt.calibration.collect import collect
         from stormrt.pipeline.onnx_file import load_onnx
+        from stormrt.pipeline.quantize.overflow import fp16_values
         from stormrt.pipeline.quantize.policy import (
             QuantizationPolicy,
             calibrated_tensors,
@@ -178,11 +179,20 @@ def calibrate_graph(
     nodes = quantised_nodes(model)
 
     def observe(
-        tensors: Iterable[str], part: CalibrationImages, file: str, what: str
+        tensors: Iterable[str],
+        part: CalibrationImages,
+        file: str,
+        what: str,
+        also: Sequence[str] = (),
     ) -> Statistics:
-        on_done = _as(what, on_image)
         return collect(
-            model, list(tensors), part, batch=spec.batch, keep=work / file, on_image=on_done
+            model,
+            list(tensors),
+            part,
+            batch=spec.batch,
+            also=also,
+            keep=work / file,
+            on_image=_as(what, on_image),
         )
 
     scales: dict[str, NDArray[np.float32]] = {}
@@ -196,7 +206,8 @@ def calibrate_graph(
     # All that any policy could quantise: another one, or a ranking of layers, needs no new run.
     tensors = calibrated_tensors(model, QuantizationPolicy(rules=(), residuals=True))
     file = _SMOOTHED_RANGES if options.smoothing else _RANGES
-    statistics = observe(tensors, images, file, "observing ranges")
+    others = [name for name in fp16_values(model) if name not in tensors]
+    statistics = observe(tensors, images, file, "observing ranges", others)
     return CalibrationTable(
         graph_sha256=graph_sha256,
         model=spec,
@@ -205,6 +216,7 @@ def calibrate_graph(
         percentile=_percentile(options),
         smoothing={name: _exactly(scale) for name, scale in sorted(scales.items())},
         tensors={name: _range(statistics, name, options) for name in tensors},
+        largest={name: float(f"{statistics.largest[name]:.9g}") for name in others},
         images=images.images,
         skipped=tuple(f"{s.name}: {s.reason}" for s in images.skipped),
         tools=tools(),

@@ -18,6 +18,7 @@ from polygraphy.logger import G_LOGGER
 
 from stormrt.errors import InputError
 from stormrt.pipeline.artifacts import INPUT_NAME, OUTPUT_NAME, ModelSpec
+from stormrt.pipeline.device.golden import batches as batches
 from stormrt.pipeline.metrics import Metrics, compare, relative_l2
 from stormrt.pipeline.model_source import build_model
 from stormrt.pipeline.onnx_file import load_onnx
@@ -47,22 +48,6 @@ class MetricCompareFunc:
     def metrics(self) -> Metrics:
         """Distance over all iterations."""
         return compare(np.concatenate(self.outputs), np.concatenate(self.reference))
-
-
-def batches(images: NDArray[np.float32], batch: int) -> list[tuple[NDArray[np.float32], int]]:
-    """Cut images [n, ...] into batches of a fixed size, the last one filled up with its last image.
-
-    Returns:
-        Pairs of a batch and how many of its images count.
-    """
-    cut = []
-    for start in range(0, len(images), batch):
-        part = images[start : start + batch]
-        count = len(part)
-        if count < batch:
-            part = np.concatenate([part, np.repeat(part[-1:], batch - count, axis=0)])
-        cut.append((part, count))
-    return cut
 
 
 def open_session(model: bytes, where: str) -> onnxruntime.InferenceSession:

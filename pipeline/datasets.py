@@ -8,7 +8,6 @@ are in memory than a batch. (An npz's encoded bytes are: tens of MB.)
 from __future__ import annotations
 
 import os
-import zipfile
 from pathlib import Path
 from typing import Protocol
 
@@ -16,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stormrt.errors import InputError
+from stormrt.pipeline.npz_file import read_npz
 from stormrt.pipeline.photographs import IMAGE_SUFFIXES, ImageSource
 
 NPZ_LAYOUT = (
@@ -227,10 +227,8 @@ def _read_npz(path: Path, split: str) -> dict[str, NDArray[np.generic]]:
         raise InputError("the data do not exist", where=str(path))
     stored = {part: part if part == "classes" else f"{split}_{part}" for part in _KINDS}
     try:
-        zipfile.ZipFile(path).close()  # np.load takes a bare array, too
-        with np.load(path, allow_pickle=False) as file:
-            there = list(file.files)
-            arrays = {part: file[name] for part, name in stored.items() if name in there}
+        found, there = read_npz(path, stored.values())
+        arrays = {part: found[name] for part, name in stored.items() if name in found}
     except Exception as error:  # zipfile and numpy raise many kinds on bad bytes
         raise InputError(
             "the data could not be read",

@@ -21,13 +21,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING
-
-from packaging.specifiers import SpecifierSet
-from packaging.version import Version
+from typing import TYPE_CHECKING, Literal, cast
 
 from stormrt.errors import EnvironmentMissingError, InputError
 from stormrt.pipeline import engine_api, files, probe
+from stormrt.pipeline.device.board import Board, version_in
 from stormrt.pipeline.engine_api import (
     PRODUCT_NAMES,
     Builder,
@@ -37,12 +35,14 @@ from stormrt.pipeline.engine_api import (
     Network,
     OnnxParser,
     ParserError,
+    RtxApi,
+    RtxBuilderConfig,
     Tensor,
     TimingCache,
 )
 
 if TYPE_CHECKING:
-    from stormrt.targets import RuntimeName, Target
+    from stormrt.targets import RuntimeName
 
 ProgressCallback = Callable[[str, int, int], None]
 """Called with a phase's name, the steps of it that are done, and how many it has."""
@@ -103,20 +103,24 @@ class EngineBuildResult:
     inputs: tuple[TensorInfo, ...]
     outputs: tuple[TensorInfo, ...]
     layers: tuple[str, ...]
-    """One line for each layer after fusion, as TensorRT logs it; empty where it logs none."""
+    """One line for each layer after fusion, as TensorRT logs it; empty where it logs none. Of
+    TensorRT-RTX they have types and ONNX nodes (``engine_layers``)."""
     warnings: tuple[str, ...]
     """What the library warned of, and what the builder did otherwise than asked."""
+    timing_cache: Literal["none", "new", "reused"]
+    """Whether kernels had been timed before."""
 
 
 def build_engine(
     onnx_path: Path,
     *,
     runtime: RuntimeName,
-    target: Target,
+    target: Board,
     out: Path,
     plugin_libraries: Sequence[Path] = (),
     progress: ProgressCallback | None = None,
     timing_cache: Path | None = None,
+    workspace_mib: int | None = None,
     board_command: str | None = None,
     max_batch: int | None = None,
 ) -> EngineBuildResult:
@@ -135,6 +139,7 @@ def build_engine(
             An exception that it raises cancels the build and is raised again.
         timing_cache: A file of kernel timings that shortens later builds on the same board
             (``tensorrt`` only); read where it exists, then written.
+        workspace_mib: Most scratch memory that a layer may use, in MiB; the recipe's unless given.
         board_command: The command that builds on the board, for the message to a user whose
             machine is not the board. ``stormrt build <folder>`` unless given.
         max_batch: For a graph whose batch is not fixed: the engine takes 1 to this many images
@@ -170,9 +175,9 @@ def build_engine(
             _parse(parser, onnx_path, runtime)
             _check_network(network, onnx_path, max_batch)
             config = builder.create_builder_config()
-            _configure(api, config, runtime, target)
+            _configure(api, config, runtime, target, workspace_mib)
             _add_batch_profile(builder, network, config, max_batch)
-            cache = _use_timing_cache(config, timing_cache, notes)
+            cache, reused = _use_timing_cache(config, timing_cache, notes)
             monitor = _attach_monitor(api, config, progress, interruption)
             plan = _serialize(builder, network, config)
         monitor.raise_failure()
@@ -197,13 +202,14 @@ def build_engine(
             outputs=tuple(_info(network.get_output(i)) for i in range(network.num_outputs)),
             layers=_layers(records),
             warnings=tuple(dict.fromkeys(notes)),
+            timing_cache="none" if cache is None else "reused" if reused else "new",
         )
 
 
 def _check_arguments(
     onnx_path: Path,
     runtime: RuntimeName,
-    target: Target,
+    target: Board,
     out: Path,
     plugin_libraries: Sequence[Path],
     timing_cache: Path | None,
@@ -239,7 +245,7 @@ def _check_arguments(
     files.require_folder(out.parent)
 
 
-def require_gpu(target: Target, command: str) -> None:
+def require_gpu(target: Board, command: str) -> None:
     """Check that the GPU of this machine is the target's.
 
     Args:
@@ -264,14 +270,13 @@ def require_gpu(target: Target, command: str) -> None:
     )
 
 
-def _require_version(api: EngineApi, runtime: RuntimeName, target: Target) -> None:
-    supported = SpecifierSet(target.runtime(runtime).version)
-    # prereleases: JetPack's packages are sometimes release candidates of the version they name.
-    if not supported.contains(Version(api.__version__), prereleases=True):
+def _require_version(api: EngineApi, runtime: RuntimeName, target: Board) -> None:
+    supported = target.runtime(runtime).version
+    if not version_in(api.__version__, supported):
         raise EnvironmentMissingError(
             f"this version of {PRODUCT_NAMES[runtime]} is not supported on {target.id}",
             got=api.__version__,
-            expected=str(supported),
+            expected=supported,
             fix=f"install a supported version, or change runtime.version in a copy of "
             f"{target.id}.toml",
         )
@@ -351,10 +356,16 @@ def _add_batch_profile(
         raise InputError("the range of batches was refused", got=f"1 to {max_batch}")
 
 
-def _configure(api: EngineApi, config: BuilderConfig, runtime: RuntimeName, target: Target) -> None:
+def _configure(
+    api: EngineApi,
+    config: BuilderConfig,
+    runtime: RuntimeName,
+    target: Board,
+    workspace_mib: int | None,
+) -> None:
     config.set_memory_pool_limit(
         api.MemoryPoolType.__members__["WORKSPACE"],
-        target.build.workspace_mib * _MIB,
+        (workspace_mib or target.build.workspace_mib) * _MIB,
     )
     if hasattr(config, "builder_optimization_level"):
         config.builder_optimization_level = target.build.builder_optimization_level
@@ -362,10 +373,12 @@ def _configure(api: EngineApi, config: BuilderConfig, runtime: RuntimeName, targ
     if tf32 is not None:
         config.clear_flag(tf32)
     if runtime == "tensorrt_rtx":
-        _set_compute_capability(api, config, target)
+        _set_compute_capability(cast("RtxApi", api), cast("RtxBuilderConfig", config), target)
+        # It makes the builder log layers with their types. The plan gets no larger.
+        config.profiling_verbosity = api.ProfilingVerbosity.__members__["DETAILED"]
 
 
-def _set_compute_capability(api: EngineApi, config: BuilderConfig, target: Target) -> None:
+def _set_compute_capability(api: RtxApi, config: RtxBuilderConfig, target: Board) -> None:
     capabilities = api.ComputeCapability.__members__
     capability = capabilities.get(f"SM{target.device.sm}")
     if capability is not None:
@@ -382,9 +395,13 @@ def _set_compute_capability(api: EngineApi, config: BuilderConfig, target: Targe
 
 def _use_timing_cache(
     config: BuilderConfig, path: Path | None, notes: list[str]
-) -> TimingCache | None:
+) -> tuple[TimingCache | None, bool]:
+    """The cache that the build uses, if any, and whether it holds what is in the file."""
     if path is None:
-        return None
+        return None, False
+    if not hasattr(config, "create_timing_cache"):
+        notes.append("this TensorRT has no timing cache")
+        return None, False
     try:
         stored = path.read_bytes()
     except FileNotFoundError:
@@ -397,14 +414,14 @@ def _use_timing_cache(
         ) from error
     cache = config.create_timing_cache(stored)
     if cache is not None and config.set_timing_cache(cache, False):
-        return cache
+        return cache, bool(stored)
     # A cache belongs to one TensorRT and one GPU. An upgrade should cost time, not the build.
     notes.append(f"the timing cache {path} is of another TensorRT or GPU and was made anew")
     cache = config.create_timing_cache(b"")
     if cache is None or not config.set_timing_cache(cache, False):
         notes.append("TensorRT accepts no timing cache here; the build was done without one")
-        return None
-    return cache
+        return None, False
+    return cache, False
 
 
 def _serialize(builder: Builder, network: Network, config: BuilderConfig) -> bytes | None:
@@ -414,7 +431,7 @@ def _serialize(builder: Builder, network: Network, config: BuilderConfig) -> byt
 
 
 def _build_error(
-    onnx_path: Path, runtime: RuntimeName, target: Target, records: list[LogRecord]
+    onnx_path: Path, runtime: RuntimeName, target: Board, records: list[LogRecord]
 ) -> InputError:
     errors = [record.message for record in records if record.is_error]
     messages = errors or [record.message for record in records]
@@ -434,9 +451,11 @@ def _info(tensor: Tensor) -> TensorInfo:
 
 def _layers(records: list[LogRecord]) -> tuple[str, ...]:
     # The engine inspector would need the engine loaded, which takes a GPU. The log does not.
-    for record in records:
-        if record.message.startswith(engine_api.LAYER_INFORMATION):
-            return tuple(line.strip() for line in record.message.splitlines()[1:] if line.strip())
+    for heading in (engine_api.DETAILED_LAYERS, engine_api.LAYER_INFORMATION):
+        for record in records:
+            if record.message.startswith(heading):
+                lines = (line.strip() for line in record.message.splitlines()[1:])
+                return tuple(line for line in lines if line)
     return ()
 
 

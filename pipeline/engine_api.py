@@ -28,6 +28,8 @@ PRODUCT_NAMES: dict[RuntimeName, str] = {
 
 LAYER_INFORMATION = "Engine Layer Information:"
 """How the one verbose message begins that lists an engine's layers."""
+DETAILED_LAYERS = "Layers:"
+"""How TensorRT-RTX's begins, where it is asked for details: one line a kernel, with its types."""
 
 _INSTALL: dict[RuntimeName, str] = {
     # On a Jetson only the board's own package fits its driver; on x86 the PyPI wheels do.
@@ -143,17 +145,13 @@ class BuilderConfig(Protocol):
 
     builder_optimization_level: int
     progress_monitor: object
-    num_compute_capabilities: int
-    """TensorRT-RTX only."""
+    profiling_verbosity: NamedValue
 
     def set_memory_pool_limit(self, pool: NamedValue, pool_size: int) -> None:
         """Limit one pool, in bytes."""
 
     def clear_flag(self, flag: NamedValue) -> None:
         """Switch off one flag."""
-
-    def set_compute_capability(self, compute_capability: NamedValue, index: int) -> bool:
-        """Name a GPU to build for (TensorRT-RTX only)."""
 
     def add_optimization_profile(self, profile: OptimizationProfile) -> int:
         """Use a profile; -1 where it is not valid."""
@@ -163,6 +161,15 @@ class BuilderConfig(Protocol):
 
     def set_timing_cache(self, cache: TimingCache, ignore_mismatch: bool) -> bool:
         """Use a cache; false where it was measured elsewhere."""
+
+
+class RtxBuilderConfig(Protocol):
+    """What only TensorRT-RTX's options have."""
+
+    num_compute_capabilities: int
+
+    def set_compute_capability(self, compute_capability: NamedValue, index: int) -> bool:
+        """Name a GPU to build for."""
 
 
 class Builder(Protocol):
@@ -215,11 +222,17 @@ class EngineApi(Protocol):
     NetworkDefinitionCreationFlag: EnumType
     BuilderFlag: EnumType
     MemoryPoolType: EnumType
-    ComputeCapability: EnumType
-    """TensorRT-RTX only."""
+    ProfilingVerbosity: EnumType
 
     def get_plugin_registry(self) -> PluginRegistry:
         """Return the process's plugin registry."""
+
+
+class RtxApi(Protocol):
+    """What only the module ``tensorrt_rtx`` has."""
+
+    __version__: str
+    ComputeCapability: EnumType
 
 
 class LogRecord(NamedTuple):
@@ -288,8 +301,9 @@ class _LogSink:
 
     def add(self, severity: str, message: str) -> None:
         records = self.records
-        # A large graph logs hundreds of megabytes of verbose messages; one of them is of use.
-        wanted = severity != "VERBOSE" or message.startswith(LAYER_INFORMATION)
+        # A large graph logs hundreds of megabytes of verbose messages; two of them are of use.
+        lists = (LAYER_INFORMATION, DETAILED_LAYERS)
+        wanted = severity != "VERBOSE" or message.startswith(lists)
         if records is not None and wanted:
             records.append(LogRecord(severity, message))
 

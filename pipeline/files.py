@@ -143,10 +143,12 @@ def folder_lock(folder: Path) -> Iterator[None]:
     with file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
+        except BlockingIOError as error:
             raise InputError(
                 "another stormrt build is writing to this folder",
                 where=str(folder),
                 fix="wait for it, or choose another --out",
             ) from error
+        except OSError as error:  # a file system without locks
+            raise cannot_write(folder / "lock", error) from error
         yield

@@ -29,8 +29,8 @@ MOST_LABELLED = 2000
 """Labelled images, spread evenly over all, that top-1 is of: 0.5 points of them are 10 images."""
 
 TURING_NOTE = (
-    "TensorRT-RTX computes no layer in 8 bits on SM 7.5 and its INT8 engine is larger than FP16's "
-    "(docs/adr/0012): for INT8 on this GPU build with full TensorRT on the board"
+    "TensorRT-RTX computes no layer in 8 bits on SM 7.5: its INT8 engine only has more kernels "
+    "than FP16's (docs/int8.md). For INT8 on this GPU build with full TensorRT on the board"
 )
 
 _SHOWN = 8

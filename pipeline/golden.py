@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Golden data: photographs and what FP32 PyTorch makes of them, in one file."""
+"""Golden data: photographs and what FP32 PyTorch makes of them, in one file.
+
+Boards read it too, without PyTorch: ``device.golden``.
+"""
 
 from __future__ import annotations
 
@@ -8,10 +11,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from stormrt.errors import InputError
 from stormrt.pipeline.artifacts import INPUT_NAME, OUTPUT_NAME, GoldenData, ModelSpec
+from stormrt.pipeline.device.golden import read_golden as read_golden
 from stormrt.pipeline.files import atomic_path
 from stormrt.pipeline.model_source import build_model
 from stormrt.pipeline.onnx_file import digest_of
@@ -43,25 +46,3 @@ def make_golden(spec: ModelSpec, photographs: Sequence[Path], out: Path) -> Gold
         arrays = {INPUT_NAME: images, OUTPUT_NAME: logits, "sources": np.array(sources)}
         np.savez_compressed(file, allow_pickle=False, **arrays)
     return GoldenData(digest_of(out), len(images), sources)
-
-
-def read_golden(path: Path) -> tuple[NDArray[np.float32], NDArray[np.float32], tuple[str, ...]]:
-    """Read ``images``, ``logits`` and the sources' names.
-
-    Raises:
-        InputError: The file is missing or damaged.
-    """
-    try:
-        with np.load(path, allow_pickle=False) as data:
-            return (
-                np.asarray(data[INPUT_NAME], np.float32),
-                np.asarray(data[OUTPUT_NAME], np.float32),
-                tuple(str(name) for name in data["sources"]),
-            )
-    except Exception as error:  # zipfile and numpy raise many kinds on bad bytes
-        raise InputError(
-            "the golden data could not be read",
-            where=str(path),
-            got=str(error).splitlines()[0] if str(error) else type(error).__name__,
-            fix="build the bundle again",
-        ) from error

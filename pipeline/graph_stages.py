@@ -76,10 +76,11 @@ def model_facts(spec: ModelSpec) -> dict[str, object]:
 
 @dataclass(frozen=True, slots=True)
 class Int8Options:
-    """What INT8 is made from."""
+    """What INT8 is made from, and where FP16's range ends."""
 
     calibration: Path | None = None
-    """A calibration table (.json), or images to calibrate on: a folder or an npz."""
+    """A calibration table (.json), or images to calibrate on: a folder or an npz. FP16 may do
+    without, and then knows nothing of values that it cannot hold."""
     keep_float: tuple[str, ...] = ()
     """Regular expressions on the names of more nodes that stay in floating point."""
 
@@ -115,21 +116,21 @@ TABLE_NAME = "calibration.json"
 
 
 def check_calibration(precision: Precision, calibration: Path | None) -> None:
-    """Refuse INT8 without a calibration, and a calibration without INT8.
+    """Refuse INT8 without a calibration, and FP32 with one.
 
     Raises:
         InputError: Either, or a path that does not exist.
     """
-    if precision != "int8":
-        if calibration is not None:
-            raise InputError(
-                f"a calibration is for INT8, and the precision is {precision}",
-                where="--calibration",
-                got=str(calibration),
-                fix="leave it out, or ask for --precision int8",
-            )
-        return
+    if precision == "fp32" and calibration is not None:
+        raise InputError(
+            "a calibration is for INT8 and FP16, and the precision is fp32",
+            where="--calibration",
+            got=str(calibration),
+            fix="leave it out, or ask for --precision int8",
+        )
     if calibration is None:
+        if precision != "int8":
+            return
         raise InputError(
             "INT8 needs a calibration",
             where="--calibration",
@@ -156,7 +157,7 @@ def make_graphs(
         precision: Of the graph.
         lowering: ``plugin`` makes the plugin graph beside the native one.
         work: Folder that the stages write into.
-        int8: What INT8 is made from.
+        int8: What INT8 is made from; of FP16, where values are that it cannot hold.
         on_image: Told of images that are calibrated on.
 
     Returns:
@@ -169,7 +170,7 @@ def make_graphs(
     """
     exported = export_stage(stage, spec, work)
     table = None
-    if precision == "int8":
+    if int8.calibration is not None:
         table = calibrate_stage(stage, spec, exported, work, int8, on_image)
     return finish_graphs(stage, exported, precision, lowering, work, table, int8.keep_float)
 
@@ -200,8 +201,7 @@ def calibrate_stage(
     on_image: ImageEvent,
 ) -> CalibrationFile | None:
     """The table: the one that was given, checked, or one that is made. More in ``make_graphs``."""
-    check_calibration("int8", int8.calibration)
-    assert int8.calibration is not None  # checked
+    assert int8.calibration is not None  # the callers' condition
     with workstation_packages():
         from stormrt.calibration.check import check_table, read_table
         from stormrt.calibration.images import ENOUGH, choose_images

@@ -10,7 +10,7 @@ from stormrt.errors import InputError
 from stormrt.models import ModelCard, bundled, read_card, weights_path
 from stormrt.pipeline.artifacts import ModelSpec
 from stormrt.pipeline.files import sha256_file
-from stormrt.storm.plan import parse_plan, stage_grids
+from stormrt.storm.plan import check_plan, parse_plan, stage_grids
 from stormrt.storm.variants import get_variant
 
 
@@ -71,6 +71,38 @@ def resolve_spec(
         dynamic_batch=dynamic_batch,
         plan=plan,
     )
+
+
+MOST_BATCH, MOST_CLASSES, MOST_SIDE = 4096, 1_000_000, 99_999
+"""Beyond these a file was damaged, or made to do harm."""
+
+
+def check_spec(spec: ModelSpec, where: str) -> None:
+    """Check a spec that came from a file.
+
+    Args:
+        spec: The spec.
+        where: The file.
+
+    Raises:
+        InputError: It cannot be one that ``resolve_spec`` made.
+    """
+    variant = get_variant(spec.name)
+    _check_numbers(batch=spec.batch, num_classes=spec.num_classes, seed=spec.seed)
+    for what, value, most in (
+        ("batch", spec.batch, MOST_BATCH),
+        ("num_classes", spec.num_classes, MOST_CLASSES),
+        ("height", spec.height, MOST_SIDE),
+        ("width", spec.width, MOST_SIDE),
+    ):
+        if value > most:
+            raise InputError(
+                "the model's sizes are out of range",
+                where=f"{where}: model.{what}",
+                got=str(value) if value < 2**63 else "a number of more than 19 digits",
+                expected=f"at most {most}",
+            )
+    check_plan(spec.plan, variant, spec.height, spec.width)
 
 
 def _check_numbers(*, batch: int, num_classes: int, seed: int) -> None:

@@ -6,6 +6,7 @@ from __future__ import annotations
 import importlib.util
 import io
 import re
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,6 +18,7 @@ from PIL import Image
 
 from stormrt.errors import EnvironmentMissingError, InputError
 from stormrt.pipeline.preprocessing import MEAN, RESIZE_RATIO, STD
+from stormrt.reading import read_small
 from stormrt.storm.plan import MIN_IMAGE_SIDE
 
 ImageSource: TypeAlias = Path | bytes
@@ -51,8 +53,18 @@ _PACKAGED = {
 """Photographs that come with scikit-image and scikit-learn."""
 
 
+_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF")
+"""What is read, whatever a file's name says. Pillow knows more; some of it runs other programs."""
+
+MOST_PIXELS = 100_000_000
+"""Of an image, and of one that is scaled: 400 MB in memory. Larger ones are taken for harm."""
+
+MOST_BYTES = 512 << 20
+"""Of an image's file."""
+
+
 class UnreadableImageError(InputError):
-    """An image is missing, damaged, or none."""
+    """An image is missing, damaged, too large, or none."""
 
 
 def packaged_photographs() -> tuple[Path, ...]:
@@ -124,26 +136,52 @@ def image_size(source: ImageSource, where: str) -> tuple[int, int]:
 
 def _decoded(source: ImageSource, where: str) -> Image.Image:
     """The whole image in RGB. Raises as ``image_size``."""
-    with _opened(source, where) as image:
+    with _opened(source, where, whole=True) as image:
+        if image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PNG"):
+            # Pillow would clip 16 bits at 255: white.
+            values = np.asarray(image).astype(np.float32) / np.float32(257.0)
+            image = Image.fromarray(np.rint(values).astype(np.uint8))
+        elif image.mode in ("I", "F"):
+            raise ValueError(
+                f"pixels are 32-bit numbers ({image.mode}), of which no range is known"
+            )
         return image.convert("RGB")
 
 
 @contextmanager
-def _opened(source: ImageSource, where: str) -> Iterator[Image.Image]:
-    """An image, for what is done with it within the context. Raises as ``image_size``."""
+def _opened(source: ImageSource, where: str, *, whole: bool = False) -> Iterator[Image.Image]:
+    """An image, for what is done with it within the context. Raises as ``image_size``.
+
+    Args:
+        source: The image.
+        where: Its name in messages.
+        whole: More than its header is wanted. Decoders ask a file for as much as a damaged one
+            says it has, and Python reserves that much, but not of bytes that are in memory.
+    """
     try:
-        with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as image:
-            yield image
+        if whole and isinstance(source, Path):
+            source = read_small(source, MOST_BYTES)
+        file = io.BytesIO(source) if isinstance(source, bytes) else source
+        with warnings.catch_warnings():
+            # Pillow warns of large images; our own bound is below.
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            with Image.open(file, formats=_FORMATS) as image:
+                _require_few(image.width, image.height)
+                yield image
     except Exception as error:  # Pillow's decoders raise many kinds on bad bytes
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        if isinstance(source, bytes):
-            reason = re.sub(r"<_io\.BytesIO object at \w+>", "these bytes", reason)
+        reason = re.sub(r"<_io\.BytesIO object at \w+>", "these bytes", reason)
         raise UnreadableImageError(
             "a photograph could not be read",
             where=where,
             got=reason,
             expected="a JPEG, PNG, WebP, BMP or TIFF image",
         ) from error
+
+
+def _require_few(width: int, height: int) -> None:
+    if width * height > MOST_PIXELS:
+        raise ValueError(f"{width}x{height} pixels are more than {MOST_PIXELS // 10**6} million")
 
 
 def preprocess(path: Path, height: int, width: int) -> NDArray[np.float32]:
@@ -160,10 +198,19 @@ def preprocess(path: Path, height: int, width: int) -> NDArray[np.float32]:
         [3, H, W], FP32.
 
     Raises:
-        UnreadableImageError: The file is missing or is not an image.
+        UnreadableImageError: The file is missing, is not an image, or is so long and thin that it
+            cannot be enlarged.
     """
     image = _decoded(path, str(path))
-    return _cropped(image, _scale(image, height, width), height, width)
+    scale = _scale(image, height, width)
+    if image.width * scale * image.height * scale > MOST_PIXELS:
+        raise UnreadableImageError(
+            "a photograph is too long and thin",
+            where=str(path),
+            got=f"{image.width}x{image.height} pixels (width x height)",
+            expected=f"one whose middle {width}x{height} shows something",
+        )
+    return _cropped(image, scale, height, width)
 
 
 def preprocess_labelled(

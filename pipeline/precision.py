@@ -14,7 +14,7 @@ INT8 is Q/DQ around linear nodes (``quantize``), then the same FP16 for all else
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Collection
 from dataclasses import replace
 from pathlib import Path
 
@@ -25,18 +25,14 @@ from stormrt.errors import InputError
 from stormrt.pipeline.artifacts import QuantizedGraph
 from stormrt.pipeline.onnx_file import load_onnx, save_onnx
 from stormrt.pipeline.quantize.int8 import QuantizationSummary, insert_qdq
-from stormrt.pipeline.quantize.overflow import fp32_islands, overflow_risks
-from stormrt.pipeline.quantize.policy import DEFAULT_POLICY, QuantizationPolicy
+from stormrt.pipeline.quantize.overflow import search_overflow
+from stormrt.pipeline.quantize.policy import DEFAULT_POLICY, STORM_SCORES, QuantizationPolicy
 from stormrt.pipeline.rewrite.schedule import after_precision, run_passes
 from stormrt.plugins.spec import DOMAIN
 from stormrt.targets import Precision
 
 _FP32_OPS = ("LayerNormalization", "ReduceMean", "ReduceSum", "GlobalAveragePool")
-_FP32_MODULES = re.compile(
-    r"(^|\.)(reductions\.\d+(\.(score|rows|cols))?|step_size|clipped_output|whole)/"
-)
-"""Nodes of STORM's scores, selection and weights, by the module they come from. Those that only
-move tokens (``tokens``) are not among them."""
+_FP32_MODULES = re.compile(STORM_SCORES)
 
 
 def to_fp16(model: onnx.ModelProto, fp32_nodes: Collection[str] = ()) -> int:
@@ -93,7 +89,6 @@ def to_int8(
     model: onnx.ModelProto,
     table: CalibrationTable,
     policy: QuantizationPolicy = DEFAULT_POLICY,
-    largest: Mapping[str, float] | None = None,
 ) -> QuantizationSummary:
     """Convert in place: Q/DQ by the table and the policy, FP16 for all else.
 
@@ -101,7 +96,6 @@ def to_int8(
         model: The exported graph that the table was made of.
         table: From calibration.
         policy: What stays in float.
-        largest: Largest absolute values of more tensors than the table has, for FP32 islands.
 
     Returns:
         What became INT8.
@@ -109,7 +103,7 @@ def to_int8(
     Raises:
         InputError: The table is not of this graph, or a pattern of the policy matches nothing.
     """
-    islands = _islands(model, table, largest, smoothed=True)
+    islands = search_overflow(model, table, smoothed=True).islands
     summary = insert_qdq(model, table, policy, islands)
     return replace(summary, kept_fp32=to_fp16(model, islands))
 
@@ -120,7 +114,6 @@ def set_precision(
     out: Path,
     table: CalibrationTable | None = None,
     policy: QuantizationPolicy = DEFAULT_POLICY,
-    largest: Mapping[str, float] | None = None,
 ) -> QuantizedGraph:
     """Write the graph in the precision asked for.
 
@@ -131,7 +124,6 @@ def set_precision(
         table: Needed for INT8; FP16 takes from it where values are too large. Whether it is of this
             model, the caller has checked (``calibration.check``).
         policy: Of INT8: what stays in float.
-        largest: Largest absolute values of more tensors than the table has, for FP32 islands.
 
     Raises:
         InputError: The file is damaged, or the folder cannot be written; INT8 without a table; a
@@ -143,25 +135,10 @@ def set_precision(
             raise InputError(
                 "INT8 needs a calibration table", fix="run `stormrt calibrate` for this build"
             )
-        kept = to_int8(model, table, policy, largest).kept_fp32
+        kept = to_int8(model, table, policy).kept_fp32
     elif precision == "fp16":
-        kept = to_fp16(model, _islands(model, table, largest, smoothed=False))
+        kept = to_fp16(model, search_overflow(model, table, smoothed=False).islands)
     else:
         kept = len(model.graph.node)
     file = save_onnx(model, out)
     return QuantizedGraph(file, precision, len(model.graph.node), kept)
-
-
-def _islands(
-    model: onnx.ModelProto,
-    table: CalibrationTable | None,
-    largest: Mapping[str, float] | None,
-    *,
-    smoothed: bool,
-) -> frozenset[str]:
-    seen = {}
-    for name, found in table.tensors.items() if table is not None else ():
-        # The table is of the smoothed graph; without smoothing a value is at most this much larger.
-        factor = 1.0 if smoothed or table is None else max(table.smoothing.get(name, (1.0,)))
-        seen[name] = found.largest * max(1.0, factor)
-    return fp32_islands(overflow_risks(model, {**seen, **(largest or {})}))

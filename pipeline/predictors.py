@@ -70,12 +70,12 @@ def choose_executor(
         runtime: What was asked for.
         precision: ``fp32``, ``fp16`` or ``int8``.
         target: Recipe for the engine; None: the first for this machine's GPU.
-        calibration: Of INT8: a table or images.
+        calibration: A table or images: of INT8, or of FP16 for values that it cannot hold.
 
     Raises:
         InputError: No such precision, or not by the recipe; a recipe without an engine to build;
             INT8 without a calibration, or in PyTorch, which has no Q/DQ graph; a calibration of
-            another precision.
+            FP32, or for PyTorch.
         EnvironmentMissingError: There is no GPU for an engine, or no package that runs it.
     """
     checked = _checked_precision(precision)
@@ -87,6 +87,13 @@ def choose_executor(
             where="--runtime",
             got="torch",
             fix="take --runtime onnxruntime: it runs the very graph that a build makes",
+        )
+    if calibration is not None and runtime == "torch":
+        raise InputError(
+            "a calibration changes graphs, and PyTorch runs the model itself",
+            where="--calibration",
+            got=str(calibration),
+            fix="leave it out, or take --runtime onnxruntime",
         )
     if runtime != "tensorrt":
         if target is not None:

@@ -8,10 +8,17 @@ same inputs give the same bytes.
 from __future__ import annotations
 
 import json
-from pathlib import Path
-from typing import Literal, TypeVar
+from pathlib import Path, PurePosixPath
+from typing import Annotated, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, JsonValue, ValidationError
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    JsonValue,
+    ValidationError,
+    field_validator,
+)
 
 from stormrt.errors import InputError
 from stormrt.pipeline.artifacts import (
@@ -20,18 +27,19 @@ from stormrt.pipeline.artifacts import (
     ModelSpec,
     PluginUse,
 )
+from stormrt.pipeline.device.names import ENGINE_NAME as ENGINE_NAME
+from stormrt.pipeline.device.names import FP16_ENGINE_NAME as FP16_ENGINE_NAME
+from stormrt.pipeline.device.names import FP16_MODEL_NAME as FP16_MODEL_NAME
+from stormrt.pipeline.device.names import GOLDEN_NAME as GOLDEN_NAME
+from stormrt.pipeline.device.names import MANIFEST_NAME as MANIFEST_NAME
+from stormrt.pipeline.device.names import MODEL_NAME as MODEL_NAME
 from stormrt.pipeline.metrics import Metrics
+from stormrt.reading import read_small
 from stormrt.targets import Lowering, Precision
 
-MANIFEST_NAME = "manifest.json"
-MODEL_NAME = "model.onnx"
-ENGINE_NAME = "engine.plan"
-FP16_MODEL_NAME = "model.fp16.onnx"
-FP16_ENGINE_NAME = "engine.fp16.plan"
 REFUSED_ENGINE_NAME = "engine.refused.plan"
 """An INT8 engine that the gate refused: only what may be used is called ``engine.plan``."""
 TABLE_NAME = "calibration.json"
-GOLDEN_NAME = "golden.npz"
 REPORT_JSON_NAME = "report.json"
 REPORT_MD_NAME = "report.md"
 
@@ -54,7 +62,7 @@ class Document(BaseModel):
             InputError: The file is missing, damaged, of another schema, or has unknown keys.
         """
         try:
-            return cls.model_validate_json(path.read_bytes())
+            return cls.model_validate_json(read_small(path))
         except OSError as error:
             raise InputError(
                 f"{path.name} could not be read",
@@ -93,14 +101,46 @@ class ToolVersion(BaseModel):
     version: str
 
 
+def _in_folder(file: FileDigest) -> FileDigest:
+    """A file whose name stays in the folder: names come from whoever made it."""
+    path = PurePosixPath(file.name)
+    if (
+        path.is_absolute()
+        or not path.parts
+        or ".." in path.parts
+        or not file.name.isprintable()
+        or any(len(part.encode()) > _LONGEST_NAME for part in path.parts)
+    ):
+        raise ValueError(f"{file.name[:80]!r} is no name of a file in the folder")
+    return file
+
+
+_LONGEST_NAME = 255
+"""Bytes, in every file system that matters."""
+
+FolderFile = Annotated[FileDigest, AfterValidator(_in_folder)]
+"""A file that lies in the folder, or below it."""
+
+
 class Fallback(BaseModel):
     """The FP16 build beside an INT8 one."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    model: FileDigest
+    model: FolderFile
     engine: EngineArtifact | None
     """None: built on the target."""
+
+    @field_validator("engine")
+    @classmethod
+    def _engine_in_folder(cls, engine: EngineArtifact | None) -> EngineArtifact | None:
+        return _engine_in_folder(engine)
+
+
+def _engine_in_folder(engine: EngineArtifact | None) -> EngineArtifact | None:
+    if engine is not None:
+        _in_folder(engine.file)
+    return engine
 
 
 class Manifest(Document):
@@ -123,8 +163,13 @@ class Manifest(Document):
     """Beside INT8."""
     refused: str | None = None
     """Why the gate refused the INT8 build; None: it did not, or there was no gate."""
-    files: tuple[FileDigest, ...]
+    files: tuple[FolderFile, ...]
     tools: tuple[ToolVersion, ...]
+
+    @field_validator("engine")
+    @classmethod
+    def _engine_in_folder(cls, engine: EngineArtifact | None) -> EngineArtifact | None:
+        return _engine_in_folder(engine)
 
 
 class ValidationRow(BaseModel):

@@ -13,13 +13,14 @@ import json
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from pydantic import TypeAdapter, ValidationError
 
 from stormrt.errors import InputError
 from stormrt.pipeline.artifacts import FileDigest
 from stormrt.pipeline.files import code_digest, sha256_file, sha256_text, write_text
+from stormrt.reading import parse_json, read_small
 
 Artifact = TypeVar("Artifact")
 
@@ -48,7 +49,7 @@ class StageCache:
         if stage in self.forced:
             return None
         try:
-            record = json.loads((self.folder / f"{stage}.json").read_text())
+            record: Any = parse_json(read_small(self.folder / f"{stage}.json"))  # JSON
             if record["key"] != key:
                 return None
             artifact = TypeAdapter(kind).validate_python(record["artifact"])

@@ -9,15 +9,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stormrt.pipeline.artifacts import CalibrationFile, EngineArtifact, ModelSpec
-from stormrt.pipeline.build import BESIDE_FILES, BuildPlan, Built, tools
+from stormrt.pipeline.build import BESIDE_FILES, BuildPlan, Built, layers_name, tools
 from stormrt.pipeline.comparison import (
     ONNXRUNTIME,
     Comparison,
     first_diverging_layer,
     run_onnxruntime,
 )
+from stormrt.pipeline.device.validation import failures
+from stormrt.pipeline.engine_layers import describe, multiplied_in, parse_layers
 from stormrt.pipeline.golden import read_golden
-from stormrt.pipeline.graph_stages import FILES
+from stormrt.pipeline.graph_stages import EXPORTED_NAME, FILES
 from stormrt.pipeline.model_spec import describe_weights
 from stormrt.pipeline.probe import engine_run_blocker
 from stormrt.pipeline.schema import (
@@ -112,6 +114,9 @@ def _gate(
 ) -> GateReport:
     from stormrt.calibration.check import read_table
     from stormrt.pipeline.gate import TURING_NOTE, Candidate, local_errors, run_gate
+    from stormrt.pipeline.onnx_file import load_onnx
+    from stormrt.pipeline.quantize.overflow import search_overflow
+    from stormrt.pipeline.quantize.policy import linear_nodes
 
     images, logits, _ = read_golden(work / GOLDEN_NAME)
     int8, fp16, rules = built.final, beside.final, plan.target.quantization
@@ -121,8 +126,15 @@ def _gate(
     runtime = plan.runtime.recipe.name
     natives = work / FILES.native, work / BESIDE_FILES.native
     other = run_onnxruntime(natives[1], plan.spec, images, logits)
-    smoothing = read_table(work / table.file.name).smoothing
-    errors = local_errors(*natives, smoothing, images, plan.spec.batch)
+    observed = read_table(work / table.file.name)
+    errors = local_errors(*natives, observed.smoothing, images, plan.spec.batch)
+    exported = load_onnx(work / EXPORTED_NAME)
+    notes = [f"FP16: {search_overflow(exported, observed, smoothed=False).describe()}"]
+    if built.engine is not None:
+        linear = [node.name for node in linear_nodes(exported)]
+        notes.append(f"engine: {_multiplied(work, built.engine, linear)}")
+    if runtime == "tensorrt_rtx" and plan.target.device.sm == _TURING:
+        notes.append(TURING_NOTE)
     return run_gate(
         Candidate("int8", int8, natives[0], comparison.metrics, built.engine),
         Candidate("fp16", fp16, natives[1], other.metrics, beside.engine),
@@ -131,8 +143,15 @@ def _gate(
         failures,
         errors,
         plan.labelled,
-        (TURING_NOTE,) if runtime == "tensorrt_rtx" and plan.target.device.sm == _TURING else (),
+        tuple(notes),
     )
+
+
+def _multiplied(work: Path, engine: EngineArtifact, nodes: list[str]) -> str:
+    """In which types the engine computes these nodes, as far as its builder told."""
+    path = work / layers_name(engine.file.name)
+    lines = path.read_text().splitlines() if path.is_file() else []
+    return describe(multiplied_in(parse_layers(lines), nodes), len(nodes))
 
 
 def _summary(
@@ -196,16 +215,7 @@ def judge(
 ) -> ValidationRow:
     """Compare a comparison with what the recipe allows."""
     metrics, agreement = comparison.metrics, comparison.selection_agreement
-    reasons = []
-    if not metrics.rel_l2 <= tolerances.rel_l2:
-        reasons.append(f"relative L2 {metrics.rel_l2:.3g} is over {tolerances.rel_l2:g}")
-    if not metrics.cosine >= tolerances.cosine:
-        reasons.append(f"cosine {metrics.cosine:.6g} is under {tolerances.cosine:g}")
-    if not metrics.argmax_agreement >= tolerances.argmax_agreement:
-        reasons.append(
-            f"the largest output agrees on {metrics.argmax_agreement:.1%} of the images, "
-            f"less than {tolerances.argmax_agreement:.1%}"
-        )
+    reasons = failures(metrics, tolerances)
     if agreement is not None and not agreement >= tolerances.selection_agreement:
         reasons.append(
             f"{agreement:.1%} of the kept lines are PyTorch's, less than "

@@ -186,7 +186,7 @@ def build_library(
     core, autoload = out / CORE_NAME, out / AUTOLOAD_NAME
 
     found = read_manifest(out)
-    if not force and found is not None and found.key == key and _intact(out, found):
+    if not force and found is not None and found.key == key and is_intact(out, found):
         return BuildResult(core, autoload, found, skipped=True)
 
     try:
@@ -304,7 +304,8 @@ def _describe(path: Path) -> LibraryFile:
     return LibraryFile(path.name, hashlib.sha256(data).hexdigest(), len(data))
 
 
-def _intact(folder: Path, manifest: LibraryManifest) -> bool:
+def is_intact(folder: Path, manifest: LibraryManifest) -> bool:
+    """Whether a folder holds the very files that its manifest names."""
     paths = [folder / entry.name for entry in manifest.files]
     return all(path.is_file() for path in paths) and all(
         _describe(path) == entry for path, entry in zip(paths, manifest.files, strict=True)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Streams and graphs through the CUDA driver's own functions: what pycuda does not have.
+"""The CUDA driver's own functions: streams and graphs, which pycuda does not have, and the rest.
 
 pycuda (2024.1 to 2026.1) wraps neither stream capture nor graphs, and it copies only on streams
 that it has made itself, so that an application's stream could not be used. The driver is there
@@ -32,10 +32,18 @@ _HANDLE_OUT = ctypes.POINTER(_HANDLE)
 _ADDRESS = ctypes.c_uint64
 _SIZE = ctypes.c_size_t
 _HOST = ctypes.c_void_p
+_INT_OUT = ctypes.POINTER(ctypes.c_int)
 _TEXT_OUT = ctypes.POINTER(ctypes.c_char_p)
 
 # By the names that the library exports; cuda.h maps its plain ones to them.
 SIGNATURES: dict[str, tuple[type, ...]] = {
+    "cuCtxPopCurrent_v2": (_HANDLE_OUT,),
+    "cuCtxPushCurrent_v2": (_HANDLE,),
+    "cuDeviceGet": (_INT_OUT, ctypes.c_int),
+    "cuDeviceGetAttribute": (_INT_OUT, ctypes.c_int, ctypes.c_int),
+    "cuDeviceGetCount": (_INT_OUT,),
+    "cuDeviceGetName": (ctypes.c_char_p, ctypes.c_int, ctypes.c_int),
+    "cuDevicePrimaryCtxRetain": (_HANDLE_OUT, ctypes.c_int),
     "cuEventCreate": (_HANDLE_OUT, ctypes.c_uint),
     "cuEventDestroy_v2": (_HANDLE,),
     "cuEventElapsedTime": (ctypes.POINTER(ctypes.c_float), _HANDLE, _HANDLE),
@@ -47,10 +55,18 @@ SIGNATURES: dict[str, tuple[type, ...]] = {
     "cuGraphExecDestroy": (_HANDLE,),
     "cuGraphInstantiateWithFlags": (_HANDLE_OUT, _HANDLE, ctypes.c_ulonglong),
     "cuGraphLaunch": (_HANDLE, _HANDLE),
+    "cuInit": (ctypes.c_uint,),
+    "cuMemAlloc_v2": (ctypes.POINTER(_ADDRESS), _SIZE),
+    "cuMemFreeHost": (_HOST,),
+    "cuMemFree_v2": (_ADDRESS,),
+    "cuMemGetInfo_v2": (ctypes.POINTER(_SIZE), ctypes.POINTER(_SIZE)),
+    "cuMemHostAlloc": (ctypes.POINTER(_HOST), _SIZE, ctypes.c_uint),
     "cuMemcpyDtoDAsync_v2": (_ADDRESS, _ADDRESS, _SIZE, _HANDLE),
     "cuMemcpyDtoHAsync_v2": (_HOST, _ADDRESS, _SIZE, _HANDLE),
     "cuMemcpyHtoDAsync_v2": (_ADDRESS, _HOST, _SIZE, _HANDLE),
     "cuStreamBeginCapture_v2": (_HANDLE, ctypes.c_int),
+    "cuStreamCreate": (_HANDLE_OUT, ctypes.c_uint),
+    "cuStreamDestroy_v2": (_HANDLE,),
     "cuStreamEndCapture": (_HANDLE, _HANDLE_OUT),
     "cuStreamSynchronize": (_HANDLE,),
     "cuStreamWaitEvent": (_HANDLE, _HANDLE, ctypes.c_uint),
@@ -75,7 +91,13 @@ def _library() -> ctypes.CDLL:
     return library
 
 
-def _call(name: str, *arguments: object) -> None:
+def call(name: str, *arguments: object) -> None:
+    """Call a function of ``SIGNATURES``.
+
+    Raises:
+        InputError: It fails.
+        EnvironmentMissingError: There is no driver.
+    """
     status: int = getattr(_library(), name)(*arguments)
     if status != 0:
         raise InputError(
@@ -85,7 +107,7 @@ def _call(name: str, *arguments: object) -> None:
         )
 
 
-def _release(name: str, handle: object) -> None:
+def release(name: str, handle: object) -> None:
     """Destroy something. A failure is an earlier error, told already, that comes up again."""
     getattr(_library(), name)(handle)
 
@@ -104,20 +126,20 @@ class DriverEvent:
 
     def __init__(self, stream: int) -> None:
         self._event = _HANDLE()
-        _call("cuEventCreate", ctypes.byref(self._event), _EVENT_DEFAULT)
-        _call("cuEventRecord", self._event, stream)
+        call("cuEventCreate", ctypes.byref(self._event), _EVENT_DEFAULT)
+        call("cuEventRecord", self._event, stream)
 
     def ms_since(self, earlier: Event) -> float:
         """Milliseconds of the device's clock between two moments; waits for this one."""
         assert isinstance(earlier, DriverEvent)
-        _call("cuEventSynchronize", self._event)
+        call("cuEventSynchronize", self._event)
         milliseconds = ctypes.c_float()
-        _call("cuEventElapsedTime", ctypes.byref(milliseconds), earlier._event, self._event)
+        call("cuEventElapsedTime", ctypes.byref(milliseconds), earlier._event, self._event)
         return milliseconds.value
 
     def free(self) -> None:
         """Give it back."""
-        _release("cuEventDestroy_v2", self._event)
+        release("cuEventDestroy_v2", self._event)
 
 
 class DriverGraph:
@@ -129,11 +151,11 @@ class DriverGraph:
 
     def launch(self) -> None:
         """Enqueue it on the stream that it was recorded on."""
-        _call("cuGraphLaunch", self._executable, self._stream)
+        call("cuGraphLaunch", self._executable, self._stream)
 
     def free(self) -> None:
         """Give it back. Its launches must be done."""
-        _release("cuGraphExecDestroy", self._executable)
+        release("cuGraphExecDestroy", self._executable)
 
 
 class DriverStream:
@@ -157,16 +179,16 @@ class DriverStream:
     def copy_in(self, to: int, source: NDArray[np.float32]) -> None:
         """Copy a contiguous array to the device."""
         assert source.flags.c_contiguous
-        _call("cuMemcpyHtoDAsync_v2", to, source.ctypes.data, source.nbytes, self._handle)
+        call("cuMemcpyHtoDAsync_v2", to, source.ctypes.data, source.nbytes, self._handle)
 
     def copy_out(self, to: NDArray[np.float32], source: int) -> None:
         """Copy from the device into a contiguous array."""
         assert to.flags.c_contiguous
-        _call("cuMemcpyDtoHAsync_v2", to.ctypes.data, source, to.nbytes, self._handle)
+        call("cuMemcpyDtoHAsync_v2", to.ctypes.data, source, to.nbytes, self._handle)
 
     def copy(self, to: int, source: int, size_bytes: int) -> None:
         """Copy within the device."""
-        _call("cuMemcpyDtoDAsync_v2", to, source, size_bytes, self._handle)
+        call("cuMemcpyDtoDAsync_v2", to, source, size_bytes, self._handle)
 
     def wait_for(self, handle: int) -> None:
         """Start what comes next after what another stream has been given so far."""
@@ -174,10 +196,10 @@ class DriverStream:
             return
         if self._order is None:
             event = _HANDLE()
-            _call("cuEventCreate", ctypes.byref(event), _EVENT_DISABLE_TIMING)
+            call("cuEventCreate", ctypes.byref(event), _EVENT_DISABLE_TIMING)
             self._order = event
-        _call("cuEventRecord", self._order, handle)
-        _call("cuStreamWaitEvent", self._handle, self._order, 0)
+        call("cuEventRecord", self._order, handle)
+        call("cuStreamWaitEvent", self._handle, self._order, 0)
 
     def capture(self, work: Callable[[], None]) -> DriverGraph:
         """Record what ``work`` enqueues here, without running it.
@@ -186,21 +208,21 @@ class DriverStream:
             InputError: CUDA cannot record what it enqueues.
         """
         graph = _HANDLE()
-        _call("cuStreamBeginCapture_v2", self._handle, _CAPTURE_THREAD_LOCAL)
+        call("cuStreamBeginCapture_v2", self._handle, _CAPTURE_THREAD_LOCAL)
         try:
             work()
         except BaseException:
             # A stream that goes on recording could not be used again.
             _library().cuStreamEndCapture(self._handle, ctypes.byref(graph))
             if graph:
-                _release("cuGraphDestroy", graph)
+                release("cuGraphDestroy", graph)
             raise
-        _call("cuStreamEndCapture", self._handle, ctypes.byref(graph))
+        call("cuStreamEndCapture", self._handle, ctypes.byref(graph))
         try:
             executable = _HANDLE()
-            _call("cuGraphInstantiateWithFlags", ctypes.byref(executable), graph, 0)
+            call("cuGraphInstantiateWithFlags", ctypes.byref(executable), graph, 0)
         finally:
-            _release("cuGraphDestroy", graph)
+            release("cuGraphDestroy", graph)
         return DriverGraph(executable, self._handle)
 
     def event(self) -> DriverEvent:
@@ -209,10 +231,10 @@ class DriverStream:
 
     def synchronize(self) -> None:
         """Wait until all work is done."""
-        _call("cuStreamSynchronize", self._handle)
+        call("cuStreamSynchronize", self._handle)
 
     def close(self) -> None:
         """Give back what was made here; the stream goes with its owner."""
         if self._order is not None:
-            _release("cuEventDestroy_v2", self._order)
+            release("cuEventDestroy_v2", self._order)
         self._order = self._owner = None

@@ -7,10 +7,12 @@ import threading
 import weakref
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
+from importlib.util import find_spec
 from itertools import pairwise
 from os import PathLike
 from pathlib import Path
 from types import TracebackType
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,9 +22,11 @@ from stormrt.pipeline import probe
 from stormrt.runtime.arrays import LEGACY_STREAM, DeviceArray, device_array, stream_handle
 from stormrt.runtime.device import Device, Graph, Stream
 from stormrt.runtime.program import EngineSpec, Program, TensorSpec
-from stormrt.runtime.record import check_files, check_gpu, check_version, read_record
+from stormrt.runtime.record import EngineRecord, check_files, check_gpu, check_version
 from stormrt.runtime.trt_api import load_runtime_api
-from stormrt.targets import RuntimeName
+
+if TYPE_CHECKING:
+    from stormrt.targets import RuntimeName
 
 
 class Engine:
@@ -93,9 +97,23 @@ class Engine:
             InputError: The engine is for another GPU, another version of TensorRT or another
                 plugin library; a file is missing or has changed; TensorRT refuses it; there is
                 too little memory.
-            EnvironmentMissingError: There is no GPU, or TensorRT or pycuda is missing.
+            EnvironmentMissingError: There is no GPU, or TensorRT is missing.
         """
+        from stormrt.runtime.manifest_record import read_record  # needs pydantic
+
         record = read_record(Path(path), runtime, plugin_libraries)
+        return cls.open(record, cuda_graph=cuda_graph, stream=stream, device=device)
+
+    @classmethod
+    def open(
+        cls,
+        record: EngineRecord,
+        *,
+        cuda_graph: bool = False,
+        stream: object = None,
+        device: int | Device = 0,
+    ) -> Engine:
+        """Load an engine of which all is known. Arguments and errors: ``load``."""
         handle = None if stream is None else stream_handle(stream)
         if cuda_graph and handle in (0, LEGACY_STREAM):
             raise InputError(
@@ -328,6 +346,11 @@ def _find_gpu(index: int) -> tuple[str, int]:
 
 
 def _open_gpu(index: int) -> Device:
-    from stormrt.runtime.pycuda_device import PycudaDevice  # the only one that needs pycuda
+    if find_spec("pycuda") is not None:
+        # An application that uses pycuda has made a context, which must be shared.
+        from stormrt.runtime.pycuda_device import PycudaDevice
 
-    return PycudaDevice(index)
+        return PycudaDevice(index)
+    from stormrt.runtime.driver_device import DriverDevice
+
+    return DriverDevice(index)

@@ -4,15 +4,23 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import cast
 
 from stormrt.errors import InputError
-from stormrt.pipeline import engine_api
+from stormrt.pipeline import engine_api, files
 from stormrt.pipeline.engine_api import PRODUCT_NAMES, EngineApi, LogRecord
 from stormrt.runtime.device import Buffer, Device
 from stormrt.runtime.record import EngineRecord
-from stormrt.runtime.trt_api import CudaEngine, ExecutionContext, Runtime, RuntimeApi
+from stormrt.runtime.trt_api import (
+    CudaEngine,
+    ExecutionContext,
+    RtxEngine,
+    Runtime,
+    RuntimeApi,
+    RuntimeCache,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +77,7 @@ class Program:
         self._record = record
         self._contexts: dict[int | None, _Context] = {}
         self._activations: Buffer | None = None
+        self._runtime_cache: RuntimeCache | None = None
         self._tensors: dict[str, int] = {}
         engine_api.load_plugin_libraries(self._builder_api, [p.path for p in record.plugins])
         with engine_api.captured_log(self._builder_api) as (logger, records):
@@ -122,6 +131,7 @@ class Program:
 
     def close(self) -> None:
         """Give everything back, the contexts first. The work must be done."""
+        self._keep_runtime_cache()
         self._contexts.clear()
         if self._activations is not None:
             self._activations.free()
@@ -129,10 +139,8 @@ class Program:
 
     def _new_context(self) -> ExecutionContext:
         assert self._engine is not None
-        strategies = self._api.ExecutionContextAllocationStrategy.__members__
-        strategy = strategies["USER_MANAGED" if self._activations else "STATIC"]
         with engine_api.captured_log(self._builder_api) as (_, records):
-            context = self._engine.create_execution_context(strategy)
+            context = self._create_context(self._engine)
         if context is None:
             raise self._refused("has no memory to run the engine", records)
         if self._activations is not None:
@@ -142,6 +150,35 @@ class Program:
             if not context.set_tensor_address(name, address):
                 raise self._refused(f"does not take the address of {name}", ())
         return context
+
+    def _create_context(self, engine: CudaEngine) -> ExecutionContext | None:
+        strategies = self._api.ExecutionContextAllocationStrategy.__members__
+        strategy = strategies["USER_MANAGED" if self._activations else "STATIC"]
+        path = self._record.runtime_cache
+        if (
+            path is None
+            or self._record.runtime != "tensorrt_rtx"
+            or not hasattr(engine, "create_runtime_config")
+        ):
+            return engine.create_execution_context(strategy)
+        rtx = cast("RtxEngine", engine)
+        config = rtx.create_runtime_config()
+        config.set_execution_context_allocation_strategy(strategy)
+        if self._runtime_cache is None:
+            self._runtime_cache = config.create_runtime_cache()
+            if path.is_file():
+                # One of another GPU or release is not taken, and the kernels are compiled anew.
+                self._runtime_cache.deserialize(path.read_bytes())
+        config.set_runtime_cache(self._runtime_cache)
+        return rtx.create_execution_context(config)
+
+    def _keep_runtime_cache(self) -> None:
+        path, cache = self._record.runtime_cache, self._runtime_cache
+        self._runtime_cache = None
+        if path is None or cache is None:
+            return
+        with suppress(InputError), files.atomic_path(path) as temporary:  # only time is lost
+            temporary.write_bytes(engine_api.as_bytes(cache.serialize()))
 
     def _refused(self, what: str, records: Sequence[LogRecord]) -> InputError:
         errors = "; ".join(r.message for r in records if r.is_error)

@@ -11,7 +11,13 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Protocol, cast
 
 from stormrt.pipeline import engine_api
-from stormrt.pipeline.engine_api import EnumType, Logger, NamedValue, PluginRegistry
+from stormrt.pipeline.engine_api import (
+    EnumType,
+    HostMemory,
+    Logger,
+    NamedValue,
+    PluginRegistry,
+)
 
 if TYPE_CHECKING:
     from stormrt.targets import RuntimeName
@@ -40,6 +46,39 @@ class ExecutionContext(Protocol):
 
     def is_stream_capturable(self, stream: int) -> bool:
         """Whether the work can be recorded as a graph (TensorRT-RTX only)."""
+
+
+class RuntimeCache(Protocol):
+    """Kernels that TensorRT-RTX has compiled for this GPU (``IRuntimeCache``)."""
+
+    def deserialize(self, data: bytes) -> bool:
+        """Take what an earlier process has compiled; false where it does not fit."""
+
+    def serialize(self) -> HostMemory:
+        """Return it as bytes."""
+
+
+class RuntimeConfig(Protocol):
+    """Options of a context (``IRuntimeConfig``), as TensorRT-RTX has them."""
+
+    def create_runtime_cache(self) -> RuntimeCache:
+        """Return an empty cache."""
+
+    def set_runtime_cache(self, cache: RuntimeCache) -> bool:
+        """Use a cache."""
+
+    def set_execution_context_allocation_strategy(self, strategy: NamedValue) -> None:
+        """Say whose memory the context uses."""
+
+
+class RtxEngine(Protocol):
+    """What only TensorRT-RTX's engines have: they compile their kernels when a context is made."""
+
+    def create_runtime_config(self) -> RuntimeConfig:
+        """Return default options."""
+
+    def create_execution_context(self, runtime_config: RuntimeConfig) -> ExecutionContext | None:
+        """Return a new context; None where there is too little memory."""
 
 
 class CudaEngine(Protocol):

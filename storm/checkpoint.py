@@ -3,7 +3,10 @@
 
 from __future__ import annotations
 
+import io
+import pickletools
 import re
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -40,7 +43,8 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
             dictionary that holds them under ``model``, ``model_ema`` or ``state_dict``.
 
     Raises:
-        InputError: The file is missing, damaged, holds code, or holds no weights.
+        InputError: The file is missing, damaged, holds code, or holds no weights, or what is larger
+            than the file.
     """
     if not path.is_file():
         raise InputError(
@@ -55,6 +59,15 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
             raw = inner
             break
     weights = {str(k): v for k, v in raw.items() if isinstance(v, Tensor)}
+    odd = {k: _oddness(v) for k, v in weights.items()}
+    named = [f"{k}: {reason}" for k, reason in odd.items() if reason is not None]
+    if named:
+        raise InputError(
+            "the checkpoint has tensors that are no weights",
+            where=str(path),
+            got="\n            ".join(named[:_SHOWN]),
+            expected="dense tensors of real numbers",
+        )
     if not weights:
         raise InputError(
             "the checkpoint holds no weights",
@@ -63,6 +76,17 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
             expected=f"tensors, bare or under one of {', '.join(_WRAPPERS)}",
         )
     return {_modern_name(k): v for k, v in weights.items()}
+
+
+def _oddness(tensor: Tensor) -> str | None:
+    """What keeps a tensor from being a model's weight; None: nothing."""
+    if tensor.is_meta:
+        return "its values are missing"
+    if tensor.layout != torch.strided or tensor.is_quantized or tensor.is_nested:
+        return "sparse, quantised or nested"
+    if tensor.is_complex():
+        return "complex"
+    return None
 
 
 def _modern_name(key: str) -> str:
@@ -81,9 +105,82 @@ def _read_safetensors(path: Path) -> Mapping[str, object]:
         raise _damaged(path, error) from error
 
 
+_RESERVES = re.compile(
+    rb"c(?:builtins|__builtin__)\nbytearray\n"
+    rb"|ctorch(?:\.\w+)*\n(?:\w+Tensor|UntypedStorage|TypedStorage)\n"
+)
+"""In a pickle: what only reserves memory, and weights have no use for."""
+
+
+def _check_sizes(path: Path) -> None:
+    """Refuse a file that would take more memory than it is worth, before PyTorch opens it.
+
+    PyTorch stores weights as they are, in a zip archive or, as it did before 1.6 and still can,
+    behind their pickles. What was packed can be a thousand times as large as the file; a number in
+    a pickle can be anything.
+
+    Raises:
+        Exception: The file is such, or damaged; zipfile and pickletools raise many kinds.
+    """
+    size = path.stat().st_size
+    if not zipfile.is_zipfile(path):
+        with path.open("rb", buffering=0) as raw, _Bounded(raw, size) as file:
+            if _legacy_numbers(file) > size:
+                raise ValueError("its weights would be larger than the file")
+        with path.open("rb") as plain:
+            pickles = [plain.read(min(size, _LEGACY_PICKLES))]
+    else:
+        with zipfile.ZipFile(path) as archive:
+            entries = archive.infolist()
+            if sum(entry.file_size for entry in entries) > size:
+                raise ValueError("its entries are packed, and larger than the file")
+            pickles = [archive.read(e) for e in entries if e.filename.endswith(".pkl")]
+    if any(_RESERVES.search(code) for code in pickles):
+        raise ValueError("it holds objects that are no weights")
+
+
+_LEGACY_PICKLES = 64 << 20
+"""The pickles of the older format are at the file's beginning, and no larger than this."""
+
+
+class _Bounded(io.BufferedReader):
+    """A file that reserves no memory for more bytes than it has left."""
+
+    def __init__(self, raw: io.FileIO, size: int) -> None:
+        super().__init__(raw)
+        self._size = size
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        """As a file's own."""
+        left = max(0, self._size - self.tell())
+        return super().read(left if size is None or size < 0 else min(size, left))
+
+
+def _legacy_numbers(file: _Bounded) -> int:
+    """How many numbers all weights of the older format have, by its pickles.
+
+    Those are a magic number, a version, facts of the machine, and the dictionary, in which the last
+    whole number of each reference to weights is how many they are (``torch.serialization``).
+    """
+    total = 0
+    for _ in range(4):
+        last = 0
+        for code, argument, _at in pickletools.genops(file):
+            if isinstance(argument, int) and "PUT" not in code.name and "GET" not in code.name:
+                last = argument
+            elif code.name == "BINPERSID":
+                total += max(0, last)
+    return total
+
+
 def _read_torch(path: Path) -> Mapping[str, object]:
     try:
-        raw: object = torch.load(path, map_location="cpu", weights_only=True)
+        _check_sizes(path)
+        if zipfile.is_zipfile(path):
+            raw: object = torch.load(path, map_location="cpu", weights_only=True)
+        else:
+            with path.open("rb", buffering=0) as bare, _Bounded(bare, path.stat().st_size) as file:
+                raw = torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:  # damaged bytes lead the unpickler to any error
         raise _damaged(path, error) from error
     if not isinstance(raw, Mapping):
@@ -144,7 +241,8 @@ def load_checkpoint(model: VMamba, path: str | Path) -> VMamba:
             fix = "no known variant fits this file"
         elif fits[0] == model.variant.name:
             fix = (
-                f"the file has {fits[1]} classes: build_vmamba({fits[0]!r}, num_classes={fits[1]})"
+                f"the file has {fits[1]} classes: build_vmamba({fits[0]!r}, "
+                f"num_classes={fits[1]}), or --classes {fits[1]}"
             )
         else:
             fix = f"this file fits {fits[0]!r} with {fits[1]} classes: use --model {fits[0]}"

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -22,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from stormrt.errors import InputError
+from stormrt.reading import parse_json, read_small
 from stormrt.storm.flops import count_flops
 from stormrt.storm.plan import Reduction, StormPlan, check_plan, parse_plan
 from stormrt.storm.variants import Variant
@@ -45,13 +45,13 @@ def read_measured(
         InputError: The file is missing or bad, or has no such row; the message says which it has.
     """
     try:
-        content = json.loads(benchmark.read_text())
+        content: Any = parse_json(read_small(benchmark))  # JSON
         rows = content["latency"]
         found = sorted({(r["model"], _size(r["size"]), int(r["batch"])) for r in rows})
         wanted = (variant.name, (height, width), batch)
         own = [r for r in rows if (r["model"], _size(r["size"]), int(r["batch"])) == wanted]
         measured = [_measured(r, variant, height, width) for r in own]
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
         raise InputError(
             "the measured times could not be read",
             where=str(benchmark),

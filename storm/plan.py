@@ -6,11 +6,12 @@ from __future__ import annotations
 import itertools
 import json
 from dataclasses import asdict, dataclass, fields
-from math import ceil, sqrt
+from math import sqrt
 from pathlib import Path
 from typing import Literal, TypeVar, get_args
 
 from stormrt.errors import InputError
+from stormrt.reading import parse_json, read_small
 from stormrt.storm.hosts import get_host, host_names
 from stormrt.storm.variants import Variant
 
@@ -128,7 +129,7 @@ def stage_grids(
         )
 
     def half(size: int) -> int:
-        return ceil(size / 2)
+        return -(-size // 2)  # whole numbers of any length
 
     if variant.overlapping:
         grid = (half(height), half(width))
@@ -261,7 +262,7 @@ def _checked_stage(stage: int, variant: Variant) -> int:
 
 def _load_plan(path: Path, variant: Variant, height: int, width: int) -> StormPlan:
     try:
-        raw = json.loads(path.read_text())
+        raw = parse_json(read_small(path))
         if not isinstance(raw, dict) or set(raw) != {"reductions"}:
             raise ValueError('the file must hold {"reductions": [...]} and nothing else')
         reductions = [_read_reduction(item) for item in raw["reductions"]]
@@ -292,6 +293,10 @@ def _read_reduction(item: object) -> Reduction:
     return Reduction(**item | {key: tuple(value) for key, value in lines.items()})
 
 
+_MOST_PROBLEMS = 20
+"""How many a message lists."""
+
+
 def check_plan(plan: StormPlan, variant: Variant, height: int, width: int) -> None:
     """Check that a plan fits a model and an image size.
 
@@ -302,7 +307,11 @@ def check_plan(plan: StormPlan, variant: Variant, height: int, width: int) -> No
     places = [(r.stage, r.block) for r in plan.reductions]
     if len(set(places)) != len(places):
         problems.append("two reductions stand before the same block")
-    for r in plan.reductions:
+    # Of places that are there, no two alike: a file of a million reductions takes no time.
+    for r in dict(zip(places, plan.reductions, strict=True)).values():
+        if len(problems) >= _MOST_PROBLEMS:
+            problems.append("...")
+            break
         name = f"stage {r.stage} block {r.block}"
         if not 0 <= r.stage < len(variant.depths):
             problems.append(f"{name}: {variant.name} has stages 0 to {len(variant.depths) - 1}")

@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
 from stormrt.errors import EXIT_VERDICT, InputError
-from stormrt.pipeline.cli.console import JsonOption, print_stage, show, show_json
+from stormrt.pipeline.cli.console import JsonOption, note, print_stage, show, show_json
 from stormrt.pipeline.cli.options import (
     BatchOption,
     CalibrationOption,
@@ -38,7 +38,10 @@ if TYPE_CHECKING:
 def build_command(
     bundle: Annotated[
         Path | None,
-        typer.Argument(help="A bundle made elsewhere: build its engine here, on the target."),
+        typer.Argument(
+            help="A bundle made elsewhere, or an archive of one (.tar.gz, .zip): build its engine "
+            "here, on the target."
+        ),
     ] = None,
     model: Annotated[
         str | None, typer.Option("--model", help="Variant, such as vmamba_tiny_s1l8.")
@@ -141,17 +144,29 @@ def build_command(
 
 
 def _build_bundle(bundle: Path, runtime: Runtime | None, *, as_json: bool) -> None:
+    from stormrt.pipeline.device.names import DEVICE_REPORT_NAME
+    from stormrt.pipeline.device.reading import to_json_value
     from stormrt.pipeline.device_build import build_bundle
 
     with _engine_progress() as on_progress:
-        manifest = build_bundle(bundle, runtime=runtime_name(runtime), on_progress=on_progress)
+        done = build_bundle(
+            bundle, runtime=runtime_name(runtime), on_progress=on_progress, on_stage=note
+        )
     if as_json:
-        show_json(manifest.to_json_value())
-        return
-    assert manifest.engine is not None  # build_bundle returns only with an engine
-    size_mib = manifest.engine.file.size_bytes / 2**20
-    show(f"engine: {bundle / manifest.engine.file.name} ({size_mib:.1f} MiB)")
-    show("validation of this engine: not run (the golden data is in the bundle)")
+        show_json(
+            {
+                "out": str(done.folder),
+                "manifest": done.manifest.to_json_value(),
+                "report": to_json_value(done.report),
+            }
+        )
+    else:
+        from stormrt.pipeline.report_tables import device_to_console
+
+        show(device_to_console(done.report))
+        show(f"report: {done.folder / DEVICE_REPORT_NAME}")
+    if not done.report.passed:
+        raise typer.Exit(EXIT_VERDICT)
 
 
 @contextmanager
@@ -170,6 +185,7 @@ def _engine_progress() -> Iterator[Callable[[str, int, int], None]]:
 
 
 def _print_outcome(outcome: BuildOutcome) -> None:
+    from stormrt.pipeline.device.names import SCRIPT_NAME
     from stormrt.pipeline.report import to_console
     from stormrt.pipeline.schema import MANIFEST_NAME, REPORT_JSON_NAME, REPORT_MD_NAME
 
@@ -188,7 +204,8 @@ def _print_outcome(outcome: BuildOutcome) -> None:
     if outcome.board_command is not None:
         show(
             f"no engine was built here: {outcome.plan.runtime.blocker}.\n"
-            f"copy {out}/ to the target and type there:\n    {outcome.board_command}"
+            f"copy {out}/ to the target and type there:\n    {outcome.board_command}\n"
+            f"or, where stormrt is not installed:\n    python3 {out.absolute().name}/{SCRIPT_NAME}"
         )
 
 

@@ -51,7 +51,7 @@ CalibrationOption = Annotated[
     typer.Option(
         "--calibration",
         help="For INT8: a table that `stormrt calibrate` made (.json), or images to calibrate on: "
-        "a folder or an npz.",
+        "a folder or an npz. FP16 takes from it which values it cannot hold.",
     ),
 ]
 SeedOption = Annotated[int, typer.Option("--seed", help="Of the random weights.")]

@@ -33,7 +33,7 @@ from stormrt.pipeline.package.readme import (
     readme,
     triton_values,
 )
-from stormrt.pipeline.schema import Document
+from stormrt.pipeline.schema import Document, FolderFile
 
 INDEX_NAME = "package.json"
 
@@ -49,7 +49,7 @@ class PackageIndex(Document):
     engine: EngineState
     notes: tuple[str, ...]
     """What must be done before the host can run it."""
-    files: tuple[FileDigest, ...]
+    files: tuple[FolderFile, ...]
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,6 +17,7 @@ from stormrt.models.card import read_card
 from stormrt.pipeline.artifacts import INPUT_NAME, OUTPUT_NAME
 from stormrt.pipeline.device_build import PLUGIN_FOLDER, read_bundle
 from stormrt.pipeline.files import sha256_file
+from stormrt.pipeline.npz_file import read_npz
 from stormrt.pipeline.preprocessing import MEAN, RESIZE_RATIO, STD
 from stormrt.pipeline.schema import ENGINE_NAME, GOLDEN_NAME, MANIFEST_NAME, MODEL_NAME, Manifest
 from stormrt.plugins.builder import AUTOLOAD_NAME, CORE_NAME, code_names, read_manifest
@@ -139,11 +140,11 @@ def golden_arrays(folder: Path) -> tuple[NDArray[np.float32], NDArray[np.float32
     """
     path = folder / GOLDEN_NAME
     try:
-        with np.load(path, allow_pickle=False) as data:
-            return (
-                np.asarray(data[INPUT_NAME], np.float32),
-                np.asarray(data[OUTPUT_NAME], np.float32),
-            )
+        data, _ = read_npz(path)
+        return (
+            np.asarray(data[INPUT_NAME], np.float32),
+            np.asarray(data[OUTPUT_NAME], np.float32),
+        )
     except Exception as error:  # zipfile and numpy raise many kinds on bad bytes
         raise InputError(
             "the golden data could not be read",

@@ -7,6 +7,7 @@ import json
 import shutil
 from pathlib import Path
 
+import onnx
 import pytest
 
 from stormrt.errors import InputError
@@ -21,7 +22,8 @@ from tests.pipeline.support import CLASSES, SMALL, digest, ops
 
 ORIN = "orin-nano-8g"
 GRAPHS = {"model.onnx", "model.fp16.onnx", "calibration.json", "golden.npz"}
-RECORDS = {"manifest.json", "report.json", "report.md"}
+SOURCES = {"plugin_sources.zip"}
+RECORDS = {"manifest.json", "report.json", "report.md", "build_engine.py"}
 
 needs_rtx = pytest.mark.skipif(
     installed_version("tensorrt-rtx") is None,
@@ -83,13 +85,13 @@ def spoilt(int8: Path, tmp_path: Path) -> tuple[Path, str]:
 
 
 def test_int8_is_built_beside_fp16_with_its_calibration(int8):
-    assert files(int8) == GRAPHS | RECORDS
+    assert files(int8) == GRAPHS | RECORDS | SOURCES
     manifest = Manifest.read(int8 / "manifest.json")
     assert manifest.precision == "int8"
     assert manifest.refused is None
     assert manifest.fp16 is not None
     assert manifest.fp16.model.sha256 == digest(int8 / "model.fp16.onnx")
-    assert {f.name for f in manifest.files} == GRAPHS
+    assert {f.name for f in manifest.files} == GRAPHS | SOURCES | {"build_engine.py"}
     assert ops(load_onnx(int8 / "model.onnx"), "QuantizeLinear")
     assert not ops(load_onnx(int8 / "model.fp16.onnx"), "QuantizeLinear")
     assert {p.name for p in manifest.plugins} == {"SelectiveScan2D", "SpatialUnitGather"}
@@ -161,6 +163,10 @@ def test_only_an_engine_that_passed_is_called_engine_plan(cli, spoilt, options, 
     done = cli(*options("t4", out, precision="int8", calibration=table))
     assert done.code == 1, done.err
     assert files(out) == GRAPHS | RECORDS | engines
+    gate = ValidationReport.read(out / "report.json").gate
+    assert gate is not None
+    assert any("FP16: the largest of" in note for note in gate.notes)
+    assert any("the builder's list has" in note and "in half" in note for note in gate.notes)
     manifest = Manifest.read(out / "manifest.json")
     assert manifest.engine is None
     assert manifest.refused
@@ -177,7 +183,7 @@ def test_only_an_engine_that_passed_is_called_engine_plan(cli, spoilt, options, 
     ("changes", "message"),
     [
         ({"precision": "int8"}, "INT8 needs a calibration"),
-        ({"precision": "fp16", "calibration": "here"}, "a calibration is for INT8"),
+        ({"precision": "fp16", "calibration": "nowhere"}, "the calibration does not exist"),
         ({"precision": "int8", "calibration": "nowhere"}, "the calibration does not exist"),
         ({"precision": "fp16", "labelled": "here"}, "labelled images are for the gate"),
         (
@@ -195,6 +201,25 @@ def test_what_int8_is_made_from_is_checked_first(
     assert done.code == 2
     assert message in done.err
     assert not (tmp_path / "out").exists()
+
+
+def test_an_fp16_build_keeps_in_fp32_what_its_calibration_says_that_fp16_cannot_hold(
+    cli, int8, options, tmp_path
+):
+    content = json.loads((int8 / "calibration.json").read_text())
+    name = next(n for n in content["largest"] if "SelectiveScan" in n)
+    content["largest"][name] = 1e5
+    table = tmp_path / "loud.json"
+    table.write_text(json.dumps(content))
+    done = cli(*options(ORIN, tmp_path / "o", precision="fp16", calibration=table))
+    assert done.code == 0, done.err
+    model = onnx.load(tmp_path / "o" / "model.onnx")
+    scans = {n.name: n for n in model.graph.node if n.op_type.startswith("SelectiveScan")}
+    made = next(n for n in scans.values() if name in n.output or n.name == name)
+    halves = {n.output[0] for n in scans.values()} - {made.output[0]}
+    types = {v.name: v.type.tensor_type.elem_type for v in model.graph.value_info}
+    assert types[made.output[0]] == onnx.TensorProto.FLOAT
+    assert {types[h] for h in halves} == {onnx.TensorProto.FLOAT16}
 
 
 def test_a_table_of_another_plan_is_refused(cli, int8, options, tmp_path):

@@ -94,6 +94,7 @@ class TestResult:
         assert f"c.json: ranges of {len(table.tensors)} tensors by mse" in done.out
         assert f"{len(table.smoothing)} of them smoothed, from {IMAGES} images" in done.out
         assert str(work) in done.out
+        assert "of FP16's 65504; no node stays in FP32 for it" in done.out
         assert "export     skipped" in done.err
         assert f"there were only {IMAGES} images to use; 512 or more are better" in done.err
         assert "the weights are random (seed 0)" in done.err
@@ -114,7 +115,14 @@ class TestResult:
             "smoothed": len(table.smoothing),
             "images": 10,
             "skipped": [],
+            "fp16": found["fp16"],
         }
+        fp16 = found["fp16"]
+        assert fp16["values"] == len(table.tensors) + len(table.largest)
+        seen = {n: t.largest for n, t in table.tensors.items()} | table.largest
+        assert fp16["tensor"] in seen
+        assert fp16["largest"] >= max(seen.values())
+        assert fp16["stay_in_fp32"] == []
         assert found["smoothed"] > 5
         assert "there were only" not in done.err
 

@@ -49,7 +49,7 @@ class TestBundle:
             asked.append((folder, archs))
             return SimpleNamespace(core=folder / "libstormrt_plugins.so")
 
-        monkeypatch.setattr("stormrt.pipeline.device_build.build_library", build)
+        monkeypatch.setattr("stormrt.pipeline.device.plugins.build_library", build)
         found = plugin_libraries(manifest.plugins, target, orin / "plugins")
         assert asked == [(orin / "plugins", (87,))]
         assert found == (orin / "plugins" / "libstormrt_plugins.so",)
@@ -63,7 +63,7 @@ class TestBundle:
         (t4 / "engine.plan").unlink()
         done = cli("build", t4, "--json")
         assert done.code == 0, done.err
-        made = json.loads(done.out)
+        made = json.loads(done.out)["manifest"]
         assert made == json.loads((t4 / "manifest.json").read_text())
         assert made["engine"]["file"]["sha256"] == digest(t4 / "engine.plan") == built
         assert [f["name"] for f in made["files"]].count("engine.plan") == 1

@@ -26,10 +26,10 @@ HEAVY = (
 )
 
 ALLOWED = {
-    "targets": ("stormrt.targets", "stormrt.errors"),
-    "models": ("stormrt.models", "stormrt.errors"),
+    "targets": ("stormrt.targets", "stormrt.errors", "stormrt.reading"),
+    "models": ("stormrt.models", "stormrt.errors", "stormrt.reading"),
     "plugins": ("stormrt.plugins", "stormrt.errors", "stormrt.targets"),
-    "storm": ("stormrt.storm", "stormrt.plugins", "stormrt.errors"),
+    "storm": ("stormrt.storm", "stormrt.plugins", "stormrt.errors", "stormrt.reading"),
 }
 """What each folder may import of ours. The pipeline may import everything."""
 
@@ -63,9 +63,11 @@ MAIN = "import sys; sys.argv[0] = 'stormrt'; from stormrt.pipeline.cli.main impo
         ("import stormrt.storm, stormrt.targets, stormrt.models, stormrt.pipeline.build", ()),
         ("import stormrt.pipeline.evaluation", ()),
         ("import stormrt.pipeline.device_build, stormrt.pipeline.engine", ()),
+        ("import stormrt.pipeline.report_merge, stormrt.pipeline.device.script_main", ()),
         ("import stormrt.runtime", ()),
         (MAIN, ("--help",)),
         (MAIN, ("build", "--help")),
+        (MAIN, ("report", "--help")),
         (MAIN, ("calibrate", "--help")),
         (MAIN, ("package", "--help")),
         (MAIN, ("evaluate", "--help")),

@@ -55,7 +55,14 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_the_wheel_holds_every_module_and_recipe_as_a_real_file(wheel):
     with zipfile.ZipFile(wheel) as archive:
         entries = {i.filename: i for i in archive.infolist()}
-    suffixes = (".py", ".toml", ".hpp", ".safetensors", ".json")  # some are of one folder only
+    suffixes = (
+        ".py",
+        ".toml",
+        ".hpp",
+        ".safetensors",
+        ".json",
+        ".template",
+    )  # some are of one folder only
     for folder in ("pipeline", "plugins", "storm", "calibration", "targets", "models", "runtime"):
         wanted = [p for p in (ROOT / folder).rglob("*") if p.suffix in suffixes]
         assert wanted

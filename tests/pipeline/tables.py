@@ -57,6 +57,7 @@ def ranges_of(model: onnx.ModelProto, images: NDArray[np.float32]) -> dict[str, 
 def table_of(
     ranges: Mapping[str, TensorRange],
     smoothing: Mapping[str, NDArray[np.float32]] | None = None,
+    largest: Mapping[str, float] | None = None,
 ) -> CalibrationTable:
     """A table of these numbers; what it says of its origin means nothing."""
     return CalibrationTable(
@@ -66,6 +67,7 @@ def table_of(
         observer="min-max",
         smoothing={n: tuple(s.tolist()) for n, s in (smoothing or {}).items()},
         tensors=dict(ranges),
+        largest=dict(largest or {}),
         images=(),
         skipped=(),
         tools=(),

@@ -28,6 +28,7 @@ from stormrt.pipeline import calibrate as module
 from stormrt.pipeline.calibrate import CalibrateRequest, RangeOptions, calibrate, work_folder
 from stormrt.pipeline.onnx_file import load_onnx
 from stormrt.pipeline.predictors import Executor, open_predictor
+from stormrt.pipeline.quantize.overflow import fp16_values
 from stormrt.pipeline.quantize.policy import linear_nodes, quantised_nodes
 from stormrt.pipeline.quantize.smooth import fold_smoothing, smoothing_scales
 from stormrt.storm import build_vmamba
@@ -139,6 +140,18 @@ class TestTable:
             np.testing.assert_allclose(
                 seen.mean, values[name].mean(axes), rtol=1e-2, atol=1e-3 * largest
             )
+
+    def test_of_every_other_value_that_fp16_holds_the_largest_is_in_it(self, made, data):
+        request, table = made
+        model = graph_of(request)
+        assert {*table.tensors, *table.largest} == {*fp16_values(model), "images"}
+        assert not set(table.tensors) & set(table.largest)
+        fold_smoothing(model, {n: np.array(s, np.float32) for n, s in table.smoothing.items()})
+        names = [name for name in table.largest if "SelectiveScan" in name][:3]
+        names.append("logits")
+        values = run(model, names, pixels(data))
+        for name in names:
+            assert table.largest[name] == pytest.approx(np.abs(values[name]).max(), rel=1e-3)
 
     def test_the_inputs_of_residual_additions_have_ranges_too(self, made):
         request, table = made

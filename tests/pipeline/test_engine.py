@@ -629,9 +629,12 @@ def test_a_timing_cache_is_written_after_a_build(
 ) -> None:
     as_tensorrt(monkeypatch)
     monkeypatch.setattr(
-        engine, "_use_timing_cache", lambda *_: SimpleNamespace(serialize=lambda: b"timings")
+        engine,
+        "_use_timing_cache",
+        lambda *_: (SimpleNamespace(serialize=lambda: b"timings"), True),
     )
-    build_as_tensorrt(tmp_path, timing_cache=tmp_path / "cache")
+    result = build_as_tensorrt(tmp_path, timing_cache=tmp_path / "cache")
+    assert result.timing_cache == "reused"
     assert (tmp_path / "cache").read_bytes() == b"timings"
 
 

@@ -49,7 +49,8 @@ def test_every_host_takes_every_kind_of_bundle(tmp_path, host, wanted):
     for file in index.files:
         assert file.sha256 == digest(package.folder / file.name).sha256
     for name, data in files.items():
-        assert b"@{" not in data, name
+        if b"\0" not in data:  # a text; random bytes may hold anything
+            assert b"@{" not in data, name
         assert not name.endswith((".tmp", ".part"))
     assert sorted(p.name for p in tmp_path.iterdir() if p.name.startswith(".")) == []
 

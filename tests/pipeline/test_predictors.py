@@ -51,8 +51,13 @@ class TestChoice:
         assert choose_executor("onnxruntime", "int8", None, tmp_path).int8.calibration == tmp_path
         with pytest.raises(InputError, match="PyTorch does not run"):
             choose_executor("torch", "int8", None, tmp_path)
-        with pytest.raises(InputError, match="a calibration is for INT8"):
-            choose_executor("onnxruntime", "fp16", None, tmp_path)
+        with pytest.raises(InputError, match="a calibration is for INT8 and FP16"):
+            choose_executor("onnxruntime", "fp32", None, tmp_path)
+
+    def test_fp16_may_have_a_calibration_where_a_graph_is_made(self, tmp_path):
+        assert choose_executor("onnxruntime", "fp16", None, tmp_path).int8.calibration == tmp_path
+        with pytest.raises(InputError, match="PyTorch runs the model itself"):
+            choose_executor("torch", "fp16", None, tmp_path)
 
     def test_a_recipe_is_for_engines_alone(self):
         with pytest.raises(InputError, match="onnxruntime runs none"):
@@ -165,7 +170,7 @@ def test_an_engine_is_built_from_the_graph_that_its_runtime_takes_and_run_with_i
     library.core.write_bytes(b"library")
     monkeypatch.setattr("stormrt.pipeline.engine.build_engine", build_engine)
     monkeypatch.setattr("stormrt.pipeline.engine_runner.open_engine", open_engine)
-    monkeypatch.setattr("stormrt.pipeline.device_build.build_library", lambda *_: library)
+    monkeypatch.setattr("stormrt.pipeline.device.plugins.build_library", lambda *_: library)
     monkeypatch.delenv("STORMRT_PLUGIN_LIB", raising=False)
     images = rng.standard_normal((1, 3, 64, 48), np.float32)
     executor = Executor(runtime, "fp16", load_target("t4"))

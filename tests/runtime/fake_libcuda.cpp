@@ -5,6 +5,7 @@
 #include <cuda.h>
 
 #include <cstdio>
+#include <cstdlib>
 #include <cstring>
 #include <functional>
 #include <string>
@@ -31,6 +32,7 @@ std::string gFailing;
 CUresult gStatus = CUDA_SUCCESS;
 int gLive = 0;
 float gClockMs = 0;
+int gActive = 0;
 
 CUresult called(char const* name, std::string const& arguments = "") {
     gLog += name + (arguments.empty() ? "" : " " + arguments) + "\n";
@@ -65,6 +67,7 @@ extern "C" {
 
 char const* fakeLog() { return gLog.c_str(); }
 int fakeLive() { return gLive; }
+int fakeActive() { return gActive; }
 void fakeReset() { gLog.clear(), gFailing.clear(), gStatus = CUDA_SUCCESS; }
 void fakeFail(char const* name, int status) {
     gFailing = name;
@@ -103,6 +106,94 @@ CUresult cuStreamSynchronize(CUstream) { return called("cuStreamSynchronize"); }
 
 CUresult cuStreamWaitEvent(CUstream, CUevent, unsigned int flags) {
     return called("cuStreamWaitEvent", std::to_string(flags));
+}
+
+CUresult cuInit(unsigned int) { return called("cuInit"); }
+
+CUresult cuDeviceGetCount(int* count) {
+    *count = 1;
+    return called("cuDeviceGetCount");
+}
+
+CUresult cuDeviceGet(CUdevice* device, int index) {
+    *device = index;
+    return called("cuDeviceGet", std::to_string(index));
+}
+
+CUresult cuDeviceGetName(char* name, int size, CUdevice) {
+    std::snprintf(name, size, "A GPU");
+    return called("cuDeviceGetName", std::to_string(size));
+}
+
+CUresult cuDeviceGetAttribute(int* value, CUdevice_attribute which, CUdevice) {
+    *value = which == CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR   ? 8
+             : which == CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR ? 7
+                                                                     : -1;
+    return called("cuDeviceGetAttribute");
+}
+
+CUresult cuDevicePrimaryCtxRetain(CUcontext* context, CUdevice) {
+    *context = reinterpret_cast<CUcontext>(fakeStream());  // an address that is not small
+    return called("cuDevicePrimaryCtxRetain");
+}
+
+CUresult cuCtxPushCurrent(CUcontext context) {
+    ++gActive;
+    return called("cuCtxPushCurrent", context == nullptr ? "none" : "");
+}
+
+CUresult cuCtxPopCurrent(CUcontext*) {
+    --gActive;
+    return called("cuCtxPopCurrent");
+}
+
+CUresult cuMemAlloc(CUdeviceptr* pointer, size_t size) {
+    CUresult const status = called("cuMemAlloc", std::to_string(size));
+    if (status == CUDA_SUCCESS) {
+        *pointer = reinterpret_cast<CUdeviceptr>(std::malloc(size));
+        ++gLive;
+    }
+    return status;
+}
+
+CUresult cuMemFree(CUdeviceptr pointer) {
+    std::free(reinterpret_cast<void*>(pointer));
+    --gLive;
+    return called("cuMemFree");
+}
+
+CUresult cuMemHostAlloc(void** pointer, size_t size, unsigned int flags) {
+    CUresult const status =
+        called("cuMemHostAlloc", std::to_string(size) + " " + std::to_string(flags));
+    if (status == CUDA_SUCCESS) {
+        *pointer = std::malloc(size);
+        ++gLive;
+    }
+    return status;
+}
+
+CUresult cuMemFreeHost(void* pointer) {
+    std::free(pointer);
+    --gLive;
+    return called("cuMemFreeHost");
+}
+
+CUresult cuMemGetInfo(size_t* free, size_t* total) {
+    *free = size_t{5} << 30;
+    *total = size_t{8} << 30;
+    return called("cuMemGetInfo");
+}
+
+CUresult cuStreamCreate(CUstream* stream, unsigned int flags) {
+    *stream = new CUstream_st;
+    ++gLive;
+    return called("cuStreamCreate", std::to_string(flags));
+}
+
+CUresult cuStreamDestroy(CUstream stream) {
+    delete stream;
+    --gLive;
+    return called("cuStreamDestroy");
 }
 
 CUresult cuEventCreate(CUevent* event, unsigned int flags) {

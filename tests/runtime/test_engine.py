@@ -10,7 +10,9 @@ leaves half of an engine behind.
 from __future__ import annotations
 
 import gc
+import sys
 import threading
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -19,6 +21,7 @@ import pytest
 from stormrt.errors import EnvironmentMissingError, InputError
 from stormrt.pipeline import probe
 from stormrt.runtime import DeviceArray, Engine
+from stormrt.runtime.manifest_record import read_record
 from tests.runtime.fake_device import FakeDevice
 from tests.runtime.fake_trt import ITEM, model, plan_bytes
 from tests.runtime.folders import write_folder
@@ -422,3 +425,81 @@ def test_a_gpu_that_is_not_there_is_refused(tmp_path, monkeypatch):
     with pytest.raises(EnvironmentMissingError, match="no such GPU") as caught:
         Engine.load(write_folder(tmp_path / "built"), device=1)
     assert (caught.value.got, caught.value.expected) == ("device 1", "0 to 0")
+
+
+# --- TensorRT-RTX's cache of compiled kernels ----------------------------------------------------
+
+
+class RuntimeCache:
+    """An ``IRuntimeCache``."""
+
+    def __init__(self) -> None:
+        self.content = b""
+
+    def deserialize(self, data: bytes) -> bool:
+        self.content = data
+        return True
+
+    def serialize(self) -> np.ndarray:
+        return np.frombuffer(self.content + b"kernel;", np.uint8)
+
+
+def as_rtx(trt, monkeypatch) -> list[RuntimeCache]:
+    """Make the fake TensorRT a TensorRT-RTX; return the caches that contexts are made with."""
+    used: list[RuntimeCache] = []
+
+    class Config:
+        def create_runtime_cache(self) -> RuntimeCache:
+            return RuntimeCache()
+
+        def set_runtime_cache(self, cache: RuntimeCache) -> bool:
+            used.append(cache)
+            return True
+
+        def set_execution_context_allocation_strategy(self, strategy) -> None:
+            self.strategy = strategy
+
+    plain = trt.Runtime
+
+    def runtime(logger):
+        made = plain(logger)
+        load = made.deserialize_cuda_engine
+
+        def deserialize(plan: bytes):
+            engine = load(plan)
+            create = engine.create_execution_context
+            engine.create_runtime_config = Config
+            engine.create_execution_context = lambda config: create(config.strategy)
+            return engine
+
+        made.deserialize_cuda_engine = deserialize
+        return made
+
+    trt.Runtime = runtime
+    monkeypatch.setitem(sys.modules, "tensorrt_rtx", trt)
+    return used
+
+
+def test_kernels_that_tensorrt_rtx_compiles_are_kept_for_the_next_process(
+    tmp_path, device, trt, rng, monkeypatch
+):
+    used = as_rtx(trt, monkeypatch)
+    folder = write_folder(tmp_path / "built", plan_bytes(3, dynamic=True), runtime="tensorrt_rtx")
+    record = replace(read_record(folder), runtime_cache=tmp_path / "kernels")
+    for loads in (1, 2):
+        with Engine.open(record, device=device, cuda_graph=True) as engine:
+            for batch in (1, 3):  # a context each
+                images = images_of(rng, batch)
+                assert np.array_equal(engine.infer(images), model(images))
+        assert (tmp_path / "kernels").read_bytes() == b"kernel;" * loads
+    assert used[0] is used[1]
+    assert used[2].content == b"kernel;"
+    assert len(used) == 4
+
+
+def test_a_cache_that_cannot_be_written_is_no_failure(tmp_path, device, trt, rng, monkeypatch):
+    as_rtx(trt, monkeypatch)
+    folder = write_folder(tmp_path / "built", runtime="tensorrt_rtx")
+    record = replace(read_record(folder), runtime_cache=folder / "engine.plan" / "kernels")
+    with Engine.open(record, device=device) as engine:
+        assert engine.infer(images_of(rng, 1)).shape == (1, 5)

@@ -31,6 +31,7 @@ from stormrt.plugins.selective_scan_2d import SPEC  # noqa: E402
 from stormrt.plugins.selective_scan_2d.torch_op import selective_scan_2d  # noqa: E402
 from stormrt.runtime import DeviceArray, Engine  # noqa: E402
 from stormrt.runtime.driver import DriverStream  # noqa: E402
+from stormrt.runtime.driver_device import DriverDevice  # noqa: E402
 from tests.helpers.native import TOOLS, require_toolchain  # noqa: E402
 from tests.helpers.scans import images as some_images  # noqa: E402
 from tests.helpers.scans import relative_l2, scan_inputs  # noqa: E402
@@ -129,6 +130,7 @@ def images_of(rng: np.random.Generator, batch: int = MOST) -> np.ndarray:
         pytest.param(
             "pycuda", marks=pytest.mark.skipif(not HAS_PYCUDA, reason="pycuda is not installed")
         ),
+        "driver",
         "torch",
     ]
 )
@@ -136,6 +138,8 @@ def device(request):
     torch.cuda.init()
     if request.param == "torch":
         return TorchDevice()
+    if request.param == "driver":
+        return DriverDevice()
     from stormrt.runtime.pycuda_device import PycudaDevice
 
     return PycudaDevice()

@@ -15,11 +15,12 @@ import pytest
 from stormrt.errors import EnvironmentMissingError, InputError
 from stormrt.pipeline.artifacts import FileDigest
 from stormrt.pipeline.build import WORK_FOLDER
-from stormrt.pipeline.device_build import PLUGIN_FOLDER
+from stormrt.pipeline.device.names import PLUGIN_FOLDER
 from stormrt.plugins.builder import CORE_NAME
 from stormrt.plugins.native import LIBRARY_VARIABLE
-from stormrt.runtime import Engine, record
-from stormrt.runtime.record import check_files, read_record
+from stormrt.runtime import Engine, manifest_record
+from stormrt.runtime.manifest_record import LIBRARY_PLACES, read_record
+from stormrt.runtime.record import check_files
 from tests.runtime.fake_device import FakeDevice
 from tests.runtime.fake_trt import plan_bytes
 from tests.runtime.folders import SCAN, write_folder, write_library
@@ -35,7 +36,7 @@ def refused(folder: Path, device: FakeDevice, **options) -> InputError:
 
 def record_digests(monkeypatch: pytest.MonkeyPatch, *entries: FileDigest) -> None:
     """What the manifest says of plugin libraries."""
-    monkeypatch.setattr(record, "recorded_libraries", lambda _engine: entries)
+    monkeypatch.setattr(manifest_record, "recorded_libraries", lambda _engine: entries)
 
 
 # --- Another GPU, version, plan ------------------------------------------------------------------
@@ -136,8 +137,8 @@ def test_an_engine_of_standard_ops_needs_no_library(tmp_path, monkeypatch):
 
 
 def test_libraries_are_looked_for_where_builds_leave_them(tmp_path):
-    assert (PLUGIN_FOLDER, f"{WORK_FOLDER}/{PLUGIN_FOLDER}") == record.LIBRARY_PLACES
-    for index, place in enumerate(record.LIBRARY_PLACES):
+    assert (PLUGIN_FOLDER, f"{WORK_FOLDER}/{PLUGIN_FOLDER}") == LIBRARY_PLACES
+    for index, place in enumerate(LIBRARY_PLACES):
         folder = write_folder(tmp_path / str(index), plugins=(SCAN,))
         path, _ = write_library(folder / place)
         assert [p.path for p in read_record(folder).plugins] == [path]

@@ -8,6 +8,7 @@ renames or drops a call, or takes other arguments, and an engine fails on a boar
 
 from __future__ import annotations
 
+import importlib
 import inspect
 import json
 import os
@@ -23,6 +24,7 @@ from stormrt.pipeline import engine_api
 from stormrt.runtime import trt_api
 from stormrt.runtime.trt_api import OPTIONAL
 from tests.helpers.native import LEAN_VERSIONS, lean_folder
+from tests.helpers.stubs import stub_file
 
 CLASSES: dict[str, type] = {
     "": trt_api.RuntimeApi,
@@ -123,6 +125,20 @@ def test_a_lean_runtime_has_every_name(version: str):
 
 
 @pytest.mark.skipif(find_spec("tensorrt_rtx") is None, reason="tensorrt_rtx is not installed")
+def test_tensorrt_rtx_has_the_cache_of_its_runtime():
+    # Not on the list above: TensorRT has no such thing.
+    module = importlib.import_module("tensorrt_rtx")
+    views = {
+        "ICudaEngine": trt_api.RtxEngine,
+        "IRuntimeConfig": trt_api.RuntimeConfig,
+        "IRuntimeCache": trt_api.RuntimeCache,
+    }
+    for owner, view in views.items():
+        for name in names_of(view):
+            assert hasattr(getattr(module, owner), name), f"{owner}.{name}"
+
+
+@pytest.mark.skipif(find_spec("tensorrt_rtx") is None, reason="tensorrt_rtx is not installed")
 def test_tensorrt_rtx_has_every_name_and_the_one_that_only_it_has():
     found = ask("tensorrt_rtx")
     assert problems(found) == []
@@ -147,10 +163,7 @@ def in_stubs(text: str) -> dict[str, str]:
 
 
 def test_the_stubs_of_the_full_package_have_every_name():
-    spec = find_spec("tensorrt_stubs")
-    if spec is None or spec.origin is None:
-        pytest.skip("tensorrt-stubs is not installed")
-    text = (Path(spec.origin).parents[1] / "tensorrt_bindings/tensorrt.pyi").read_text()
+    text = stub_file().read_text()
     # The version is set where the package is made, and no stub names it.
     assert [p for p in problems(in_stubs(text)) if p != "no .__version__"] == []
 
