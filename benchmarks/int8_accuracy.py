@@ -31,7 +31,6 @@ from benchmarks.operator_bench.report import write
 from stormrt.calibration.images import ENOUGH, CalibrationImages, choose_images
 from stormrt.calibration.table import CalibrationTable, ObserverName
 from stormrt.pipeline.artifacts import ModelSpec
-from stormrt.pipeline.build import tools
 from stormrt.pipeline.calibrate import RangeOptions, calibrate_graph
 from stormrt.pipeline.evaluation import MOST_UNREADABLE, top1_of
 from stormrt.pipeline.export import export
@@ -39,6 +38,7 @@ from stormrt.pipeline.lower import lower
 from stormrt.pipeline.model_spec import resolve_spec
 from stormrt.pipeline.precision import set_precision
 from stormrt.pipeline.predictors import onnxruntime_predictor
+from stormrt.pipeline.provenance import tools
 from stormrt.pipeline.quantize.policy import DEFAULT_POLICY, QuantizationPolicy
 from stormrt.pipeline.sensitivity.bench import Subject
 from stormrt.pipeline.sensitivity.mixed import mixed_precision

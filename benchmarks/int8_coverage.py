@@ -33,7 +33,6 @@ from benchmarks.operator_bench.report import write
 from stormrt.calibration.images import choose_images
 from stormrt.calibration.table import CalibrationTable
 from stormrt.pipeline.artifacts import INPUT_NAME, OUTPUT_NAME, ModelSpec
-from stormrt.pipeline.build import tools
 from stormrt.pipeline.calibrate import RangeOptions, calibrate_graph
 from stormrt.pipeline.comparison import expose, open_session
 from stormrt.pipeline.engine import build_engine
@@ -46,6 +45,7 @@ from stormrt.pipeline.model_spec import resolve_spec
 from stormrt.pipeline.onnx_file import load_onnx
 from stormrt.pipeline.photographs import packaged_photographs
 from stormrt.pipeline.precision import set_precision
+from stormrt.pipeline.provenance import tools
 from stormrt.pipeline.quantize.overflow import search_overflow
 from stormrt.pipeline.quantize.policy import DEFAULT_POLICY, QuantizationPolicy, kept_nodes
 from stormrt.pipeline.rewrite.name_by_module import boundary_values

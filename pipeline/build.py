@@ -13,10 +13,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, TypeVar
 
-import stormrt
 from stormrt.errors import InputError
 from stormrt.pipeline.artifacts import (
-    CalibrationFile,
     EngineArtifact,
     FileDigest,
     GoldenData,
@@ -24,15 +22,11 @@ from stormrt.pipeline.artifacts import (
     LoweredGraphs,
     ModelSpec,
 )
-from stormrt.pipeline.device.names import DEVICE_REPORT_NAME, PLUGIN_SOURCES_NAME, SCRIPT_NAME
 from stormrt.pipeline.device.names import WORK_FOLDER as WORK_FOLDER
 from stormrt.pipeline.files import (
-    atomic_path,
     folder_lock,
-    publish,
     require_folder,
     sha256_file,
-    sha256_text,
     sweep,
     write_text,
 )
@@ -49,27 +43,18 @@ from stormrt.pipeline.graph_stages import (
     workstation_packages,
 )
 from stormrt.pipeline.model_spec import resolve_spec
-from stormrt.pipeline.probe import installed_version
-from stormrt.pipeline.report import to_markdown
+from stormrt.pipeline.provenance import TOOLS, distribution, fingerprint, target_digest
+from stormrt.pipeline.publish import PUBLISHED, publish_results
 from stormrt.pipeline.runtimes import RuntimeChoice, choose_runtime
 from stormrt.pipeline.schema import (
     ENGINE_NAME,
     FP16_ENGINE_NAME,
-    FP16_MODEL_NAME,
     GOLDEN_NAME,
-    MANIFEST_NAME,
-    MODEL_NAME,
-    REFUSED_ENGINE_NAME,
-    REPORT_JSON_NAME,
-    REPORT_MD_NAME,
-    TABLE_NAME,
-    Fallback,
     Manifest,
-    ToolVersion,
     ValidationReport,
 )
 from stormrt.pipeline.stage_cache import StageCache
-from stormrt.targets import Precision, RuntimeName, Target, dump_target, load_target
+from stormrt.targets import Precision, RuntimeName, Target, load_target
 
 if TYPE_CHECKING:
     from stormrt.calibration.images import ImageEvent
@@ -82,27 +67,6 @@ BESIDE = "-fp16"
 """Ends the names of the stages, and of their files, that make the FP16 build beside an INT8 one."""
 
 DEFAULT_SEED = 0
-
-_OPTIONAL = (
-    ENGINE_NAME,
-    REFUSED_ENGINE_NAME,
-    FP16_MODEL_NAME,
-    FP16_ENGINE_NAME,
-    TABLE_NAME,
-    PLUGIN_SOURCES_NAME,
-)
-"""What not every folder has."""
-_PUBLISHED = (
-    *_OPTIONAL,
-    MODEL_NAME,
-    GOLDEN_NAME,
-    SCRIPT_NAME,
-    REPORT_JSON_NAME,
-    REPORT_MD_NAME,
-    MANIFEST_NAME,
-)
-
-_TOOLS = ("torch", "onnx", "onnxscript", "onnxruntime", "polygraphy", "numpy", "pillow")
 
 StageStatus = Literal["run", "skipped", "would run", "would skip", "not asked for"]
 StageEvent = Callable[[str, StageStatus, float | None], None]
@@ -265,7 +229,7 @@ def build(
         return _run(plan, request, on_stage, on_progress, on_image)
     with folder_lock(plan.work):
         sweep(plan.work, "*")
-        sweep(plan.out, *_PUBLISHED)
+        sweep(plan.out, *PUBLISHED)
         return _run(plan, request, on_stage, on_progress, on_image)
 
 
@@ -370,7 +334,7 @@ def _run(
             "golden": golden and golden.file.sha256,
             "target": target_digest(plan.target),
             "spec": asdict(spec),  # the report names the checkpoint
-            "tools": [version(name) for name in _TOOLS],
+            "tools": [version(name) for name in TOOLS],
         },
         run_validate,
         lambda _: (),
@@ -380,7 +344,7 @@ def _run(
         # Every stage has run or was skipped.
         assert golden is not None
         assert report is not None
-        manifest = _publish(plan, golden, table, built, beside, report)
+        manifest = publish_results(plan, golden, table, built, beside, report)
     return BuildOutcome(
         plan=plan,
         stages=tuple(chain.statuses),
@@ -470,115 +434,6 @@ def _engine(
         run_engine,
         lambda e: (e.file,),
     )
-
-
-def _publish(
-    plan: BuildPlan,
-    golden: GoldenData,
-    table: CalibrationFile | None,
-    built: Built,
-    beside: Built | None,
-    report: ValidationReport,
-) -> Manifest:
-    """Put the results under their final names, the manifest last."""
-    work, out, final = plan.work, plan.out, built.final
-    assert final is not None  # every stage has run or was skipped
-    refused = "; ".join(report.gate.reasons) if report.gate and not report.gate.passed else None
-    published: dict[str, tuple[Path, FileDigest]] = {
-        MODEL_NAME: (work / final.file.name, final.file),
-        GOLDEN_NAME: (work / GOLDEN_NAME, golden.file),
-    }
-    if built.engine is not None:
-        name = ENGINE_NAME if refused is None else REFUSED_ENGINE_NAME
-        published[name] = (work / ENGINE_NAME, built.engine.file)
-    if table is not None:
-        published[TABLE_NAME] = (work / table.file.name, table.file)
-    for made in _device_files(work, bool(final.plugins)):
-        published[made.name] = (work / made.name, made)
-    fallback = None
-    if beside is not None and beside.final is not None:
-        graph = beside.final.file
-        published[FP16_MODEL_NAME] = (work / graph.name, graph)
-        if beside.engine is not None:
-            published[FP16_ENGINE_NAME] = (work / FP16_ENGINE_NAME, beside.engine.file)
-        fallback = Fallback(model=_named(FP16_MODEL_NAME, graph), engine=beside.engine)
-    # What an earlier build with other options left must not pass for this one's.
-    if any(_differs(out / name, published[name][1]) for name in (MODEL_NAME, GOLDEN_NAME)):
-        (out / DEVICE_REPORT_NAME).unlink(missing_ok=True)
-    for name in _OPTIONAL:
-        if name not in published or _differs(out / name, published[name][1]):
-            (out / name).unlink(missing_ok=True)
-    for name, (source, _) in published.items():
-        publish(source, out / name)
-    write_text(out / REPORT_JSON_NAME, report.to_json())
-    write_text(out / REPORT_MD_NAME, to_markdown(report))
-    manifest = Manifest(
-        stormrt_version=stormrt.__version__,
-        model=plan.spec,
-        target=plan.target.id,
-        recipe=dump_target(plan.target),  # type: ignore[arg-type]  # plain JSON values
-        precision=plan.precision,
-        runtime=plan.runtime.recipe.name,
-        lowering=final.lowering,
-        plugins=final.plugins,
-        engine=built.engine if refused is None else None,
-        fp16=fallback,
-        refused=refused,
-        files=tuple(_named(name, digest) for name, (_, digest) in published.items()),
-        tools=tools(),
-    )
-    write_text(out / MANIFEST_NAME, manifest.to_json())
-    return manifest
-
-
-def _device_files(work: Path, has_plugins: bool) -> list[FileDigest]:
-    """Write what a device builds with where stormrt is not installed."""
-    from stormrt.pipeline.device.script import build_script, plugin_sources
-
-    with atomic_path(work / SCRIPT_NAME) as temporary:
-        temporary.write_text(build_script(), encoding="utf-8")
-    names = [SCRIPT_NAME]
-    if has_plugins:
-        with atomic_path(work / PLUGIN_SOURCES_NAME) as temporary:
-            temporary.write_bytes(plugin_sources())
-        names.append(PLUGIN_SOURCES_NAME)
-    paths = [work / name for name in names]
-    return [FileDigest(p.name, sha256_file(p), p.stat().st_size) for p in paths]
-
-
-def _named(name: str, file: FileDigest) -> FileDigest:
-    return FileDigest(name, file.sha256, file.size_bytes)
-
-
-def _differs(path: Path, file: FileDigest) -> bool:
-    return path.is_file() and sha256_file(path) != file.sha256
-
-
-def fingerprint(data: Path) -> str:
-    """SHA-256 of a file, or of the names and sizes of all files below a folder."""
-    if data.is_file():
-        return sha256_file(data)
-    files = sorted(path for path in data.rglob("*") if path.is_file())
-    facts = [(path.relative_to(data).as_posix(), path.stat().st_size) for path in files]
-    return sha256_text(repr(facts))
-
-
-def tools() -> tuple[ToolVersion, ...]:
-    """Packages that have a part in the result, with their versions."""
-    found = ((name, installed_version(name)) for name in _TOOLS)
-    return tuple(ToolVersion(name=n, version=v) for n, v in found if v is not None)
-
-
-def target_digest(target: Target) -> str:
-    """SHA-256 of a resolved recipe."""
-    import json
-
-    return sha256_text(json.dumps(dump_target(target), sort_keys=True))
-
-
-def distribution(runtime: RuntimeName) -> str:
-    """The distribution that has a runtime's package."""
-    return "tensorrt-rtx-cu13" if runtime == "tensorrt_rtx" else "tensorrt"
 
 
 def _board_command(out: Path) -> str:

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from stormrt.errors import InputError
 from stormrt.models import ModelCard
 from stormrt.pipeline.artifacts import ModelSpec
-from stormrt.pipeline.build import StageEvent, tools
+from stormrt.pipeline.build import StageEvent
 from stormrt.pipeline.datasets import Dataset, open_dataset, spread
 from stormrt.pipeline.files import folder_lock, require_folder
 from stormrt.pipeline.model_spec import as_card_says, card_of, describe_weights, resolve_spec
@@ -39,6 +39,7 @@ from stormrt.pipeline.predictors import (
     choose_executor,
     open_predictor,
 )
+from stormrt.pipeline.provenance import tools
 from stormrt.pipeline.schema import Classification, ClassProbability, Evaluation, SkippedImage
 
 DEFAULT_BATCH = 8

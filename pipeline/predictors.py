@@ -275,9 +275,9 @@ def _graphs(
 def _engine_predictor(
     spec: ModelSpec, executor: Executor, work: Path, stage: StageRunner
 ) -> Iterator[Predict]:
-    from stormrt.pipeline.build import distribution, target_digest
     from stormrt.pipeline.device_build import PLUGIN_FOLDER, library_digests, plugin_libraries
     from stormrt.pipeline.engine import build_engine
+    from stormrt.pipeline.provenance import distribution, target_digest
     from stormrt.pipeline.schema import ENGINE_NAME
 
     with workstation_packages():

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stormrt.pipeline.artifacts import CalibrationFile, EngineArtifact, ModelSpec
-from stormrt.pipeline.build import BESIDE_FILES, BuildPlan, Built, layers_name, tools
+from stormrt.pipeline.build import BESIDE_FILES, BuildPlan, Built, layers_name
 from stormrt.pipeline.comparison import (
     ONNXRUNTIME,
     Comparison,
@@ -22,6 +22,7 @@ from stormrt.pipeline.golden import read_golden
 from stormrt.pipeline.graph_stages import EXPORTED_NAME, FILES
 from stormrt.pipeline.model_spec import describe_weights
 from stormrt.pipeline.probe import engine_run_blocker
+from stormrt.pipeline.provenance import tools
 from stormrt.pipeline.schema import (
     GOLDEN_NAME,
     GateReport,

@@ -8,8 +8,8 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Literal
 
 from stormrt.calibration.table import CalibrationTable
-from stormrt.pipeline.build import tools
 from stormrt.pipeline.files import sha256_text
+from stormrt.pipeline.provenance import tools
 from stormrt.pipeline.schema import LayerSensitivity, SensitivityReport
 from stormrt.pipeline.sensitivity.bench import Bench, Subject, copied
 from stormrt.pipeline.sensitivity.options import Extra
