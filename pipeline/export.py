@@ -23,6 +23,7 @@ import onnx
 import torch
 
 from stormrt.pipeline.artifacts import INPUT_NAME, OUTPUT_NAME, ExportedGraph, ModelSpec
+from stormrt.pipeline.interruption import held_interrupts
 from stormrt.pipeline.model_source import build_model
 from stormrt.pipeline.onnx_file import plugin_uses, save_onnx
 from stormrt.pipeline.rewrite.schedule import AFTER_EXPORT, run_passes
@@ -49,7 +50,7 @@ def export_model(model: VMamba, spec: ModelSpec) -> onnx.ModelProto:
     shapes = None
     if spec.dynamic_batch:
         shapes = ({0: torch.export.Dim("batch", min=1, max=max(2, spec.batch))},)
-    with _quiet():
+    with _quiet(), held_interrupts():
         program = torch.onnx.export(
             model,
             (example,),

@@ -32,6 +32,7 @@ from stormrt.pipeline.cli import (
     validate,
 )
 from stormrt.pipeline.cli.console import show_error
+from stormrt.pipeline.interruption import interrupts_are_kept
 
 _EPILOG = "Exit codes: 0 fine, 1 verdict failed, 2 bad usage or input, 3 something is missing."
 
@@ -79,7 +80,7 @@ def main() -> None:
     # OpenMP's threads spin at every barrier by default. Beside another busy process that makes
     # PyTorch's CPU ops many times slower; sleeping costs little on an idle machine.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    with _termination() as terminated:
+    with interrupts_are_kept(), _termination() as terminated:
         _run(terminated)
 
 
