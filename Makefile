@@ -49,7 +49,7 @@ $(READY): pyproject.toml constraints.txt
 	touch $@
 
 # What only tests need, and pip cannot have in the environment beside the rest.
-$(TOOLS): $(READY)
+$(TOOLS): $(READY) Makefile
 	# For TensorRT's headers alone: what kernel-lens would bring (Triton) is not needed for them.
 	$(PIP) --no-deps kernel-lens==2.0.1
 	for version in $(LEAN); do \
