@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import ast
 import io
-import string
 import zipfile
 from collections.abc import Iterator
 from functools import cache
@@ -18,6 +17,7 @@ from importlib import resources
 from pathlib import Path
 
 import stormrt
+from stormrt.pipeline.at_template import AtTemplate
 from stormrt.pipeline.device.names import PLUGIN_SOURCES_NAME
 
 ENTRY = "stormrt.pipeline.device.script_main"
@@ -33,19 +33,13 @@ _FIXED_TIME = (1980, 1, 1, 0, 0, 0)
 """The same sources give the same archive."""
 
 
-class _Template(string.Template):
-    delimiter = "@"
-    # The groups that string.Template asks for; those that never match are switched off.
-    pattern = r"@(?:\{(?P<braced>[a-z_]+)\}|(?P<escaped>(?!))|(?P<named>(?!))|(?P<invalid>(?!)))"  # type: ignore[assignment]  # compiled by the base class
-
-
 @cache
 def build_script() -> str:
     """The text of ``build_engine.py``: the same for every bundle of a release."""
     root = resources.files("stormrt.pipeline.device")
     text = root.joinpath("build_engine.py.template").read_text(encoding="utf-8")
     sources = "\n\n".join(_entry(name, source) for name, source in modules().items())
-    return _Template(text).substitute(
+    return AtTemplate(text).substitute(
         version=stormrt.__version__, plugin_sources=PLUGIN_SOURCES_NAME, sources=sources
     )
 

@@ -3,12 +3,13 @@
 
 from __future__ import annotations
 
-import string
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 from typing import Literal
+
+from stormrt.pipeline.at_template import AtTemplate
 
 Host = Literal["isaac-ros", "triton", "deepstream", "plain"]
 """What runs the engine."""
@@ -25,14 +26,6 @@ class PackageFile:
     """Whether it is made executable."""
 
 
-class _Template(string.Template):
-    """``@{name}`` and nothing else is replaced: shell, C++, CMake and YAML keep their ``$``."""
-
-    delimiter = "@"
-    # The groups that string.Template asks for; those that never match are switched off.
-    pattern = r"@(?:\{(?P<braced>[a-z0-9_]+)\}|(?P<escaped>(?!))|(?P<named>(?!))|(?P<invalid>(?!)))"  # type: ignore[assignment]  # compiled by the base class
-
-
 def template(name: str, values: Mapping[str, str]) -> bytes:
     """Fill in a file of ``templates/``.
 
@@ -45,7 +38,7 @@ def template(name: str, values: Mapping[str, str]) -> bytes:
     """
     root = resources.files("stormrt.pipeline.package") / "templates"
     text = root.joinpath(name).read_text(encoding="utf-8")
-    return _Template(text).substitute(values).encode()
+    return AtTemplate(text).substitute(values).encode()
 
 
 def text(path: str, content: str, *, is_program: bool = False) -> PackageFile:
