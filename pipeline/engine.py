@@ -14,13 +14,11 @@ from __future__ import annotations
 
 import hashlib
 import re
-import signal
 import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
 from typing import TYPE_CHECKING, Literal, cast
 
 from stormrt.errors import EnvironmentMissingError, InputError
@@ -40,6 +38,7 @@ from stormrt.pipeline.engine_api import (
     Tensor,
     TimingCache,
 )
+from stormrt.pipeline.interruption import Interruption, held_interrupts
 
 if TYPE_CHECKING:
     from stormrt.targets import RuntimeName
@@ -171,7 +170,7 @@ def build_engine(
         # The parser frees its errors when it goes, and the network must outlive the parser: both
         # keep their names until the end of the block.
         parser = api.OnnxParser(network, logger)
-        with _Interruption() as interruption:
+        with held_interrupts() as interruption:
             _parse(parser, onnx_path, runtime)
             _check_network(network, onnx_path, max_batch)
             config = builder.create_builder_config()
@@ -459,44 +458,10 @@ def _layers(records: list[LogRecord]) -> tuple[str, ...]:
     return ()
 
 
-class _Interruption:
-    """Turns Ctrl-C into a request that the build ends at its next step.
-
-    Python would raise KeyboardInterrupt inside whichever callback of the library runs next, most
-    often the logger's, and the library prints and swallows exceptions that leave a callback. So a
-    handler notes the signal, and KeyboardInterrupt is raised when the library has returned. A
-    second Ctrl-C ends the process at once, for a library that does not return.
-    """
-
-    def __init__(self) -> None:
-        self.requested = False
-        self._installed = False
-
-    def __enter__(self) -> _Interruption:
-        # Signals can be handled only in the main thread, and an application's own handler stays.
-        if (
-            threading.current_thread() is threading.main_thread()
-            and signal.getsignal(signal.SIGINT) is signal.default_int_handler
-        ):
-            signal.signal(signal.SIGINT, self._handle)
-            self._installed = True
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self._installed:
-            signal.signal(signal.SIGINT, signal.default_int_handler)
-        if self.requested:
-            raise KeyboardInterrupt
-
-    def _handle(self, _number: int, _frame: FrameType | None) -> None:
-        self.requested = True
-        signal.signal(signal.SIGINT, signal.SIG_DFL)
-
-
 class _Progress:
     """What the progress monitor does, without the library's base class."""
 
-    def __init__(self, callback: ProgressCallback | None, interruption: _Interruption) -> None:
+    def __init__(self, callback: ProgressCallback | None, interruption: Interruption) -> None:
         self._callback = callback
         self._interruption = interruption
         self._totals: dict[str, int] = {}
@@ -536,7 +501,7 @@ def _attach_monitor(
     api: EngineApi,
     config: BuilderConfig,
     callback: ProgressCallback | None,
-    interruption: _Interruption,
+    interruption: Interruption,
 ) -> _Progress:
     progress = _Progress(callback, interruption)
     if hasattr(config, "progress_monitor") and hasattr(api, "IProgressMonitor"):

@@ -12,36 +12,49 @@ import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from types import FrameType
 
 _SOON_S = 0.05
 
 
+@dataclass(slots=True)
+class Interruption:
+    """Whether Ctrl-C has come, for work that can end early."""
+
+    requested: bool = False
+
+
 @contextmanager
-def held_interrupts() -> Iterator[None]:
+def held_interrupts() -> Iterator[Interruption]:
     """Let Ctrl-C take effect when the context ends; a second one ends the process at once.
+
+    Signals can be handled only in the main thread, and an application's own handler stays.
+
+    Yields:
+        What tells of it within the context.
 
     Raises:
         KeyboardInterrupt: It came.
     """
+    held = Interruption()
     if (
         threading.current_thread() is not threading.main_thread()
         or signal.getsignal(signal.SIGINT) is not signal.default_int_handler
     ):  # signals belong to somebody else
-        yield
+        yield held
         return
-    came: list[int] = []
 
-    def note(number: int, _frame: FrameType | None) -> None:
-        came.append(number)
+    def note(_number: int, _frame: FrameType | None) -> None:
+        held.requested = True
         signal.signal(signal.SIGINT, signal.SIG_DFL)
 
     signal.signal(signal.SIGINT, note)
     try:
-        yield
+        yield held
     finally:
         signal.signal(signal.SIGINT, signal.default_int_handler)
-        if came:
+        if held.requested:
             raise KeyboardInterrupt
 
 

@@ -19,8 +19,10 @@ def test_what_is_held_is_done_before_the_interrupt():
     done = []
 
     def work():
-        with held_interrupts():
+        with held_interrupts() as interruption:
+            assert not interruption.requested
             ctrl_c()
+            assert interruption.requested
             done.append("all of it")
         done.append("what follows")
 
