@@ -3,10 +3,18 @@
 
 from __future__ import annotations
 
+import signal
+
 import numpy as np
 import pytest
 
 from tests.helpers.seeds import SEED, generator
+
+
+def pytest_configure() -> None:
+    # A shell starts background jobs with Ctrl-C ignored, which children would inherit.
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_report_header() -> str:

@@ -169,6 +169,8 @@ def _termination() -> Iterator[list[int]]:
 
     def handle(number: int, _frame: FrameType | None) -> None:
         came.append(number)
+        if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as in a shell's background jobs
+            raise KeyboardInterrupt
         # To whoever has SIGINT now: the engine builder cancels its build in a way of its own.
         signal.raise_signal(signal.SIGINT)
 

@@ -8,6 +8,7 @@ import time
 
 import pytest
 
+from stormrt.pipeline.cli.main import _termination
 from stormrt.pipeline.interruption import held_interrupts, interrupts_are_kept
 
 
@@ -75,3 +76,16 @@ def test_an_interrupt_that_a_destructor_swallows_comes_again(capfd):
     with pytest.raises(KeyboardInterrupt):
         work()
     assert "Traceback" not in capfd.readouterr().err
+
+
+def test_sigterm_ends_a_background_job_in_which_ctrl_c_is_ignored():
+    def work():
+        with _termination():
+            signal.raise_signal(signal.SIGTERM)
+
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            work()
+    finally:
+        signal.signal(signal.SIGINT, before)
