@@ -54,7 +54,7 @@ struct Geometry {
 enum Handover : int { kSumOfOne = 3, kSumOfTwo, kSumOfThree, kSumIsFree };
 
 //! A build with STORMRT_BLOCKING_HANDOVERS waits here too. It orders no more of what is handed
-//! over, but racecheck, which does not follow bar.arrive, can judge it; 3 to 11 % slower.
+//! over, but racecheck can judge it (docs/plugins.md); 3 to 11 % slower.
 __device__ __forceinline__ void arrive(Handover barrier) {
 #ifdef STORMRT_BLOCKING_HANDOVERS
     asm volatile("bar.sync %0, %1;" ::"r"(static_cast<int>(barrier)), "r"(blockDim.x) : "memory");
@@ -66,6 +66,10 @@ __device__ __forceinline__ void arrive(Handover barrier) {
 __device__ __forceinline__ void await(Handover barrier) {
     asm volatile("bar.sync %0, %1;" ::"r"(static_cast<int>(barrier)), "r"(blockDim.x) : "memory");
 }
+
+//! Waits for the block at a place that its two groups do not share. __syncthreads() is only for one
+//! that all threads come to; barriers of PTX go by their number, here the same one.
+__device__ __forceinline__ void awaitBlock() { asm volatile("bar.sync 0;" ::: "memory"); }
 
 template <int kHalves>
 __device__ __forceinline__ void copyAsync(uint32_t to, __half const* from) {
@@ -543,7 +547,7 @@ struct Group {
         stageMaps(true);
         endOfGroupOfCopies();
         awaitCopies<1>();
-        __syncthreads();
+        awaitBlock();
         PackedPlace const by_columns{locate<false>()};
         PackedPlace const by_rows{locate<true>()};
         for (int step = 0, from = first; from < last; ++step, from += g.step_channels) {
