@@ -69,10 +69,16 @@ def headers_of_11(headers: Path, out: Path) -> Path:
     return out
 
 
-def compile_cpp(tools: Toolchain, source: Path, out: Path, *, headers: Path) -> Path:
-    """Compile one of the tests' C++ programs; nvcc knows where CUDA's headers and runtime are."""
-    flags = "-Wall,-Wextra,-Werror"
+def compile_cpp(
+    tools: Toolchain, source: Path, out: Path, *, headers: Path, shared: bool = False
+) -> Path:
+    """Compile one of the tests' C++ programs, or a library of it.
+
+    nvcc knows where CUDA's headers and runtime are.
+    """
+    flags = "-Wall,-Wextra,-Werror" + (",-fPIC" if shared else "")
     command = [tools.nvcc, f"-ccbin={tools.host_compiler}", "-std=c++17", f"-Xcompiler={flags}"]
+    command += ["-shared"] if shared else []
     command += ["-isystem", headers, source, "-o", out, "-ldl"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr

@@ -406,17 +406,3 @@ def test_a_program_linked_with_a_real_runtime_says_that_there_is_no_gpu(
     else:
         assert done.stdout.startswith("the program was compiled for another TensorRT")
         assert "got: TensorRT 11.4.0" in done.stdout
-
-
-@pytest.mark.gpu
-@pytest.mark.skipif(cuda_driver().reason is not None, reason=str(cuda_driver().reason))
-@pytest.mark.parametrize("graph", [0, 1])
-def test_with_cudas_own_runtime_it_gives_what_the_engine_gives(tools, tmp_path, plan, graph):
-    program = compile_program(tools, tools.headers.folder, tmp_path, real_cuda=True)
-    batches = (4, 1, 3, 1, 4)
-    steps = [step for n in batches for step in (f"infer={n}", f"enqueue={n}")]
-    answer = run_program(program, plan(4, is_open=True), "--graph", graph, *steps)
-    assert answer.lines == ["infer right", "enqueue right"] * len(batches)
-    assert answer.end == "live 0"
-    answer = run_program(program, plan(2), "--graph", graph, "--stream", "theirs", "infer=2")
-    assert answer.lines == ["infer right"]

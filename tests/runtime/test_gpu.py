@@ -1,20 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The runner on a GPU, with the plugin library's scan in the place of an engine.
+"""The runner on a GPU, with the plugin library's scan, in the plugin host, as its engine.
 
-Memory, page-locked memory, streams, copies, graphs and the kernel are real; TensorRT is not
-there. What can go wrong: an address or a handle is cut or mixed up on its way to the driver; a
-graph replays on old inputs; work of the runner and of PyTorch overlap; contexts get in each
-other's way. Run it with pycuda installed: without it, a device of PyTorch's memory stands in.
+Memory, page-locked memory, streams, copies, graphs, the plugin and its kernel are real; TensorRT
+is not there. What can go wrong: an address or a handle is cut or mixed up on its way to the driver;
+a graph replays on old inputs; work of the runner and of PyTorch overlap; contexts get in each
+other's way. Run it with pycuda installed too.
 """
 
 from __future__ import annotations
 
 import sys
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 from importlib.util import find_spec
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -24,18 +21,19 @@ torch = pytest.importorskip("torch")
 # Imported only where the packages above are: these import them.
 from stormrt.errors import InputError  # noqa: E402
 from stormrt.pipeline import engine_api  # noqa: E402
+from stormrt.pipeline.device.timing import CALLS, benchmark_engine  # noqa: E402
 from stormrt.pipeline.probe import cuda_driver  # noqa: E402
 from stormrt.plugins.builder import build_library  # noqa: E402
-from stormrt.plugins.native import DeviceTensor, NativeLibrary, load_library  # noqa: E402
 from stormrt.plugins.selective_scan_2d import SPEC  # noqa: E402
 from stormrt.plugins.selective_scan_2d.torch_op import selective_scan_2d  # noqa: E402
 from stormrt.runtime import DeviceArray, Engine  # noqa: E402
-from stormrt.runtime.driver import DriverStream  # noqa: E402
 from stormrt.runtime.driver_device import DriverDevice  # noqa: E402
 from tests.helpers.native import TOOLS, require_toolchain  # noqa: E402
+from tests.helpers.plugin_host import Extents, HostedPlugin, PluginHost, Session  # noqa: E402
+from tests.helpers.scans import MAPS, relative_l2, scan_inputs  # noqa: E402
 from tests.helpers.scans import images as some_images  # noqa: E402
-from tests.helpers.scans import relative_l2, scan_inputs  # noqa: E402
-from tests.runtime.kernel_trt import KernelTensorRT  # noqa: E402
+from tests.helpers.seeds import generator  # noqa: E402
+from tests.runtime.plugin_trt import PluginTensorRT  # noqa: E402
 
 pytestmark = [
     pytest.mark.gpu,
@@ -49,68 +47,45 @@ LIMIT = 1e-5
 HAS_PYCUDA = find_spec("pycuda") is not None
 
 
-class TorchDevice:
-    """A device of PyTorch's memory, for machines without pycuda."""
-
-    def __init__(self) -> None:
-        self.name = torch.cuda.get_device_name()
-        major, minor = torch.cuda.get_device_capability()
-        self.sm = 10 * major + minor
-
-    @contextmanager
-    def active(self) -> Iterator[None]:
-        # The driver's functions need a context in this thread; a call of CUDA's runtime makes one.
-        torch.cuda.current_stream().query()
-        yield
-
-    def allocate(self, size_bytes: int) -> SimpleNamespace:
-        memory = torch.empty(size_bytes, dtype=torch.uint8, device="cuda")
-        return SimpleNamespace(ptr=memory.data_ptr(), kept=memory, free=lambda: None)
-
-    def pinned(self, shape: tuple[int, ...]) -> SimpleNamespace:
-        memory = torch.empty(shape, dtype=torch.float32, pin_memory=True)
-        return SimpleNamespace(array=memory.numpy(), kept=memory, free=lambda: None)
-
-    def stream(self, handle: int | None = None) -> DriverStream:
-        if handle is not None:
-            return DriverStream(handle)
-        own = torch.cuda.Stream()
-        return DriverStream(own.cuda_stream, owner=own)
-
-
 @pytest.fixture(scope="module")
-def library() -> NativeLibrary:
+def plugin(tmp_path_factory) -> HostedPlugin:
+    """The scan's plugin as an engine holds it, for FP32 and batches of 1 to MOST."""
+    tools = require_toolchain()
     sm = cuda_driver().gpus[0].sm
-    built = build_library(TOOLS / "plugins-gpu", (sm,), toolchain=require_toolchain())
-    return load_library(built.core)
+    built = build_library(TOOLS / "plugins-gpu", (sm,), toolchain=tools)
+    host = PluginHost(tools, tmp_path_factory.mktemp("plugin_host"))
+    return host.open(built.core, SPEC, tensors_of(1, MOST))
 
 
 @pytest.fixture
-def scan(library, rng):
+def scan(plugin, rng):
     """The scan with all of its inputs fixed but x."""
-    return Scan(library, rng)
+    return Scan(plugin, rng)
+
+
+def tensors_of(least: int, most: int) -> list[Extents]:
+    """The scan's inputs and its output for some batches."""
+    shapes = {k: tuple(v.shape) for k, v in scan_inputs(generator("shapes"), (*MAP, 1)).items()}
+    names = [*(t.name for t in SPEC.inputs), "x"]
+    return [
+        Extents(
+            "float32",
+            *((n, *shapes[name][1:]) if name in MAPS else shapes[name] for n in (least, most)),
+        )
+        for name in names
+    ]
 
 
 class Scan:
-    def __init__(self, library: NativeLibrary, rng: np.random.Generator) -> None:
-        self._library = library
+    def __init__(self, plugin: HostedPlugin, rng: np.random.Generator) -> None:
+        self._plugin = plugin
         self._fixed = scan_inputs(rng, (*MAP, 1), batch=MOST)
-        self._on_gpu = [self._fixed[t.name].cuda() for t in SPEC.inputs]
+        self._on_gpu = [self._fixed[t.name].cuda() for t in SPEC.inputs[1:]]
         torch.cuda.synchronize()
 
-    def launch(self, batch: int, x: int, y: int, stream: int) -> None:
-        """Enqueue it on the first images of the fixed inputs."""
-        shape = (batch, *MAP)
-        maps = {"dt", "b", "c"}
-        inputs = [DeviceTensor(x, shape)]
-        for declared, tensor in zip(SPEC.inputs[1:], self._on_gpu[1:], strict=True):
-            extents = tuple(tensor.shape)
-            if declared.name in maps:
-                extents = (batch, *extents[1:])
-            inputs.append(DeviceTensor(tensor.data_ptr(), extents))
-        self._library.launch(
-            SPEC, inputs, [DeviceTensor(y, shape)], io_dtype="float32", stream=stream
-        )
+    def attach(self) -> ScanInContext:
+        """The scan of one execution context."""
+        return ScanInContext(self._plugin.attach(), [t.data_ptr() for t in self._on_gpu])
 
     def expected(self, x: np.ndarray) -> torch.Tensor:
         """PyTorch's own operations, in float64, on the CPU."""
@@ -119,6 +94,20 @@ class Scan:
 
     def assert_close(self, y: np.ndarray, x: np.ndarray) -> None:
         assert relative_l2(torch.from_numpy(y), self.expected(x)) < LIMIT
+
+
+class ScanInContext:
+    """Works on the first images of the fixed inputs."""
+
+    def __init__(self, session: Session, fixed: list[int]) -> None:
+        self._session = session
+        self._fixed = fixed
+
+    def set_batch(self, batch: int) -> None:
+        self._session.set_shapes(tensors_of(batch, batch))
+
+    def enqueue(self, x: int, y: int, stream: int) -> bool:
+        return self._session.enqueue([x, *self._fixed, y], stream)
 
 
 def images_of(rng: np.random.Generator, batch: int = MOST) -> np.ndarray:
@@ -131,13 +120,10 @@ def images_of(rng: np.random.Generator, batch: int = MOST) -> np.ndarray:
             "pycuda", marks=pytest.mark.skipif(not HAS_PYCUDA, reason="pycuda is not installed")
         ),
         "driver",
-        "torch",
     ]
 )
 def device(request):
     torch.cuda.init()
-    if request.param == "torch":
-        return TorchDevice()
     if request.param == "driver":
         return DriverDevice()
     from stormrt.runtime.pycuda_device import PycudaDevice
@@ -148,7 +134,7 @@ def device(request):
 @pytest.fixture
 def load(scan, device, monkeypatch, tmp_path):
     """Loads an engine that is the scan; closes it when the test ends."""
-    api = KernelTensorRT(MAP, MOST, scan.launch)
+    api = PluginTensorRT(MAP, MOST, scan.attach)
     monkeypatch.setitem(sys.modules, "tensorrt", api)
     monkeypatch.setattr(engine_api, "_loggers", {})
     plan = tmp_path / "engine.plan"
@@ -173,13 +159,15 @@ def test_memory_copies_and_the_kernel_on_a_stream_give_what_pytorch_gives(scan, 
     images = images_of(rng)
     with device.active():
         stream = device.stream()
+        work = scan.attach()
+        work.set_batch(MOST)
         host_in, host_out = device.pinned(images.shape), device.pinned(images.shape)
         x, y, z = (device.allocate(images.nbytes) for _ in range(3))
         assert all(buffer.ptr % 256 == 0 for buffer in (x, y, z))
         host_in.array[:] = images
         host_out.array.fill(np.nan)
         stream.copy_in(x.ptr, host_in.array)
-        scan.launch(MOST, x.ptr, y.ptr, stream.handle)
+        assert work.enqueue(x.ptr, y.ptr, stream.handle)
         stream.copy(z.ptr, y.ptr, images.nbytes)
         stream.copy_out(host_out.array, z.ptr)
         stream.synchronize()
@@ -195,9 +183,13 @@ def test_a_graph_of_the_kernel_replays_on_new_inputs(scan, device, rng):
         stream = device.stream()
         x, y = (device.allocate(MOST * int(np.prod(MAP)) * 4) for _ in range(2))
         result = device.pinned((MOST, *MAP))
-        scan.launch(MOST, x.ptr, y.ptr, stream.handle)
+        work = scan.attach()
+        work.set_batch(MOST)
+        assert work.enqueue(x.ptr, y.ptr, stream.handle)
         stream.synchronize()
-        graph = stream.capture(lambda: scan.launch(MOST, x.ptr, y.ptr, stream.handle))
+        recorded = []
+        graph = stream.capture(lambda: recorded.append(work.enqueue(x.ptr, y.ptr, stream.handle)))
+        assert recorded == [True]
         for _ in range(3):
             images = images_of(rng)
             stream.copy_in(x.ptr, images)
@@ -301,6 +293,17 @@ def test_a_stream_of_pytorch_is_worked_on(load, scan, rng):
     stream.synchronize()  # it is still theirs
 
 
+def test_work_that_the_plugin_refuses_is_an_error_and_the_engine_goes_on(load, scan, rng):
+    engine = load()
+    images = images_of(rng)
+    scan.assert_close(engine.infer(images), images)
+    load.api.refuses = True
+    with pytest.raises(InputError, match="did not run the engine"):
+        engine.infer(images)
+    load.api.refuses = False
+    scan.assert_close(engine.infer(images), images)
+
+
 def test_threads_share_an_engine(load, scan, rng):
     engine = load(cuda_graph=True)
     inputs = [images_of(rng, 1 + i % MOST) for i in range(12)]
@@ -336,6 +339,21 @@ def test_runs_are_timed(load):
         assert times.shape == (50,)
         assert (times > 0).all()
         assert np.median(times) < 100
+
+
+def test_the_device_phase_times_it_and_tells_the_cards_state(load):
+    timed = benchmark_engine(load(cuda_graph=True), cuda_graph=True)
+    print(timed)
+    assert (timed.status, timed.batch, timed.calls) == ("done", MOST, CALLS)
+    assert timed.engine is not None
+    assert timed.call is not None
+    # A call does what the engine does, and copies.
+    assert 0 < timed.engine.p50_ms < timed.call.p50_ms < 100
+    for moment in (timed.before, timed.after):
+        assert moment is not None
+        assert 100 < float(moment.gpu_clock_mhz) <= float(moment.gpu_clock_most_mhz)
+        assert 0 < float(moment.temperature_c) < 110
+        assert 0 < float(moment.power_w) < 2000
 
 
 def test_an_engine_can_be_loaded_and_closed_many_times(load, rng):

@@ -9,52 +9,24 @@
 // outputs. Prints "tactics N": how many the plugin offers for these shapes. TACTIC -1 stops after
 // that. Memory of outputs is filled with NaNs before every run, and bytes behind them must not
 // change.
-#include <NvInferRuntime.h>
 #include <cuda_runtime_api.h>
-#include <dlfcn.h>
 
 #include <algorithm>
-#include <cstring>
 #include <fstream>
-#include <iostream>
-#include <memory>
 #include <sstream>
-#include <stdexcept>
-#include <string>
-#include <vector>
 
-using namespace nvinfer1;
+#include "plugin_host.h"
 
 namespace {
+
+using namespace plugin_host;
 
 constexpr std::size_t kGuardBytes = 256;
 constexpr unsigned char kNaNByte = 0xFF;
 
-void check(bool condition, std::string const& what) {
-    if (!condition) {
-        throw std::runtime_error(what);
-    }
-}
+using plugin_host::check;
 
 void check(cudaError_t status) { check(status == cudaSuccess, cudaGetErrorString(status)); }
-
-class Finder final : public ILoggerFinder {
-public:
-    ILogger* findLogger() override { return &logger_; }
-
-private:
-    class Logger final : public ILogger {
-        void log(Severity, char const* text) noexcept override { std::cerr << text << "\n"; }
-    };
-    Logger logger_;
-};
-
-//! Stands for the context that TensorRT attaches a plugin to. Our plugins take nothing from it.
-class Context final : public IPluginResourceContext {
-public:
-    IGpuAllocator* getGpuAllocator() const noexcept override { return nullptr; }
-    IErrorRecorder* getErrorRecorder() const noexcept override { return nullptr; }
-};
 
 struct Tensor {
     PluginTensorDesc desc{};
@@ -101,33 +73,6 @@ struct Tensor {
     }
 };
 
-template <typename Capability>
-Capability& capability(IPluginV3& plugin, PluginCapabilityType type) {
-    auto* const found = static_cast<Capability*>(plugin.getCapabilityInterface(type));
-    check(found != nullptr, "a capability is missing");
-    return *found;
-}
-
-IPluginCreatorV3One& findCreator(char const* core, std::string const& op) {
-    void* const library = dlopen(core, RTLD_NOW | RTLD_LOCAL);
-    if (library == nullptr) {
-        throw std::runtime_error(dlerror());
-    }
-    static Finder finder;
-    reinterpret_cast<void (*)(ILoggerFinder*)>(dlsym(library, "setLoggerFinder"))(&finder);
-    int32_t count = 0;
-    IPluginCreatorInterface* const* const creators =
-        reinterpret_cast<IPluginCreatorInterface* const* (*)(int32_t&)>(
-            dlsym(library, "getCreators"))(count);
-    for (int32_t i = 0; i < count; ++i) {
-        auto* const creator = static_cast<IPluginCreatorV3One*>(creators[i]);
-        if (op == creator->getPluginName()) {
-            return *creator;
-        }
-    }
-    throw std::runtime_error("no operator " + op);
-}
-
 void run(int argc, char** argv) {
     check(argc > 5, "gpu_host CORE OP TACTIC INPUTS tensor...");
     std::string const op = argv[2];
@@ -136,47 +81,24 @@ void run(int argc, char** argv) {
     std::vector<Tensor> tensors(argv + 5, argv + argc);
     auto const output_count = static_cast<int32_t>(tensors.size()) - input_count;
 
-    // The build phase.
     IPluginCreatorV3One& creator = findCreator(argv[1], op);
-    std::unique_ptr<IPluginV3> const built(
-        creator.createPlugin(op.c_str(), nullptr, TensorRTPhase::kBUILD));
-    check(built != nullptr, "not created");
-    auto& build = capability<IPluginV3OneBuild>(*built, PluginCapabilityType::kBUILD);
-    check(build.getNbOutputs() == output_count, "another number of outputs");
     std::vector<DynamicPluginTensorDesc> dynamic;
     std::vector<PluginTensorDesc> descs;
     for (Tensor const& tensor : tensors) {
         descs.push_back(tensor.desc);
         dynamic.push_back({tensor.desc, tensor.desc.dims, tensor.desc.dims, tensor.desc.dims});
     }
-    for (int32_t i = 0; i < input_count + output_count; ++i) {
-        check(build.supportsFormatCombination(i, dynamic.data(), input_count, output_count),
-              "an unsupported combination");
-    }
-    check(build.configurePlugin(dynamic.data(), input_count, dynamic.data() + input_count,
-                                output_count) == 0,
-          "configurePlugin");
-    check(build.getWorkspaceSize(dynamic.data(), input_count, dynamic.data() + input_count,
-                                 output_count) == 0,
-          "a workspace is asked for");
-    std::cout << "tactics " << build.getNbTactics() << "\n";
+    auto const built = build(creator, op, dynamic, input_count);
+    std::cout << "tactics "
+              << capability<IPluginV3OneBuild>(*built, PluginCapabilityType::kBUILD).getNbTactics()
+              << "\n";
     if (tactic < 0) {
         return;
     }
 
-    // The execution phase, from what a plan would hold.
-    std::unique_ptr<IPluginV3> const stored(
-        creator.createPlugin(op.c_str(),
-                             capability<IPluginV3OneRuntime>(*built, PluginCapabilityType::kRUNTIME)
-                                 .getFieldsToSerialize(),
-                             TensorRTPhase::kRUNTIME));
-    check(stored != nullptr, "not created again");
-    Context context;
-    std::unique_ptr<IPluginV3> const attached(
-        capability<IPluginV3OneRuntime>(*stored, PluginCapabilityType::kRUNTIME)
-            .attachToContext(&context));
-    check(attached != nullptr, "not attached");
-    auto& runtime = capability<IPluginV3OneRuntime>(*attached, PluginCapabilityType::kRUNTIME);
+    auto const stored = restore(creator, op, *built);
+    auto const attached = attach(*stored);
+    IPluginV3OneRuntime& runtime = runtimeOf(*attached);
     check(runtime.setTactic(tactic) == 0, "setTactic");
     check(runtime.onShapeChange(descs.data(), input_count, descs.data() + input_count,
                                 output_count) == 0,

@@ -218,6 +218,28 @@ def test_steps_around_the_overflow_agree_with_float64(size: Size, run, rng: np.r
     assert_close(run(operands), reference(operands))
 
 
+@OVERFLOWING
+def test_blocks_that_start_again_give_the_same_bits_in_every_run(
+    size: Size, plan: Plan, run, rng: np.random.Generator
+):
+    # A race would show in some of many runs, while other work moves the warps' times about.
+    operands = operands_of(rng, size)
+    operands[0] *= 0.01
+    operands[1] *= 200
+    fewest = [min(of.items(), key=lambda item: item[0].blocks)[1] for of in plan(size).values()]
+    busy = torch.randn(1024, 1024, device="cuda")
+    other = torch.cuda.Stream()
+    for tactic in (0, *fewest):
+        first = run(operands, tactic)
+        assert_close(first, reference(operands), f"tactic {tactic}")
+        differing = torch.zeros((), dtype=torch.int64, device="cuda")
+        for _ in range(300):
+            with torch.cuda.stream(other):
+                busy @ busy
+            differing += (run(operands, tactic) != first).sum()
+        assert differing == 0, f"tactic {tactic}"
+
+
 # --- Addresses -----------------------------------------------------------------------------------
 
 
