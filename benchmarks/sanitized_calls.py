@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Calls of the library's kernels for compute-sanitizer: small maps, every kernel, both types.
 
-compute-sanitizer --tool racecheck python -m benchmarks.sanitized_calls
+    compute-sanitizer --tool racecheck python -m benchmarks.sanitized_calls
 
-Needs a GPU and STORMRT_PLUGIN_LIB. Results are compared elsewhere (``benchmarks/plugins.py``).
+Prints each call before it is made, so that what the tool says can be told apart. Needs a GPU and
+STORMRT_PLUGIN_LIB. Results are compared elsewhere (``benchmarks/plugins.py``).
 """
 
 from __future__ import annotations
@@ -33,6 +34,12 @@ MOVES = (
 )  # fmt: skip
 
 
+def begin(call: str) -> None:
+    """Name the call that comes next, to which what the tool says until the next name belongs."""
+    torch.cuda.synchronize()
+    print(call, flush=True)
+
+
 def scans(generator: torch.Generator) -> int:
     """Launch every scan; returns how many there were."""
     count = 0
@@ -41,6 +48,7 @@ def scans(generator: torch.Generator) -> int:
         for tactic, steep in itertools.product((*BANDED, *staged), (1, STEEP)):
             tensors = scan_inputs(*shape, state, "mid", dtype, generator)
             tensors[1] = tensors[1] * steep
+            begin(f"scan {shape}, N {state}, {dtype}, tactic {tactic}, dt x {steep}")
             launch(tensors, torch.empty_like(tensors[0]), tactic)
             count += 1
     torch.cuda.synchronize()
@@ -53,6 +61,7 @@ def moves(generator: torch.Generator) -> int:
     for dtype, (shape, kept) in itertools.product((torch.float16, torch.float32), MOVES):
         x = torch.randn(shape, device="cuda", generator=generator).to(dtype)
         rows, cols = (kept_lines(shape[0], shape[2 + a], kept[a], generator) for a in (0, 1))
+        begin(f"gather and scatter {shape} to {kept}, {dtype}")
         y = spatial_unit_gather(x, rows, cols)
         spatial_unit_scatter(y, came_from(rows, shape[2]), came_from(cols, shape[3]))
         count += 2
