@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal, TypeVar
 
 from stormrt.errors import InputError
+from stormrt.locking import folder_lock
 from stormrt.pipeline.artifacts import (
     EngineArtifact,
     FileDigest,
@@ -23,13 +24,7 @@ from stormrt.pipeline.artifacts import (
     ModelSpec,
 )
 from stormrt.pipeline.device.names import WORK_FOLDER as WORK_FOLDER
-from stormrt.pipeline.files import (
-    folder_lock,
-    require_folder,
-    sha256_file,
-    sweep,
-    write_text,
-)
+from stormrt.pipeline.files import require_folder, sha256_file, sweep, write_text
 from stormrt.pipeline.graph_stages import (
     NO_INT8,
     GraphFiles,

@@ -22,10 +22,11 @@ from stormrt.calibration.images import ENOUGH, CalibrationImages, choose_images
 from stormrt.calibration.observers import DEFAULT_PERCENTILE, check_percentile, range_of
 from stormrt.calibration.table import CalibrationTable, ObserverName, TensorRange
 from stormrt.errors import InputError
+from stormrt.locking import folder_lock
 from stormrt.pipeline.artifacts import ExportedGraph, ModelSpec
 from stormrt.pipeline.build import StageEvent
 from stormrt.pipeline.evaluation import MOST_UNREADABLE
-from stormrt.pipeline.files import folder_lock, require_folder, sweep, write_text
+from stormrt.pipeline.files import require_folder, sweep, write_text
 from stormrt.pipeline.graph_stages import EXPORTED_NAME, export_stage, workstation_packages
 from stormrt.pipeline.model_spec import as_card_says, resolve_spec
 from stormrt.pipeline.provenance import tools

@@ -19,11 +19,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stormrt.errors import InputError
+from stormrt.locking import folder_lock
 from stormrt.models import ModelCard
 from stormrt.pipeline.artifacts import ModelSpec
 from stormrt.pipeline.build import StageEvent
 from stormrt.pipeline.datasets import Dataset, open_dataset, spread
-from stormrt.pipeline.files import folder_lock, require_folder
+from stormrt.pipeline.files import require_folder
 from stormrt.pipeline.model_spec import as_card_says, card_of, describe_weights, resolve_spec
 from stormrt.pipeline.photographs import (
     UnreadableImageError,

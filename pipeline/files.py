@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Digests, atomic writes, and the lock of an output folder."""
+"""Digests and atomic writes."""
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import os
 import shutil
@@ -15,6 +14,7 @@ from pathlib import Path
 
 import stormrt
 from stormrt.errors import InputError
+from stormrt.locking import cannot_write
 
 _CHUNK = 1 << 20
 
@@ -100,16 +100,6 @@ def publish(source: Path, destination: Path) -> None:
         shutil.copyfile(source, temporary)
 
 
-def cannot_write(path: Path, error: OSError) -> InputError:
-    """The error for a file that could not be written."""
-    return InputError(
-        "could not write a file",
-        where=str(path),
-        got=error.strerror or str(error),
-        fix="check the folder's permissions and the free space (df -h), or choose another --out",
-    )
-
-
 def require_folder(path: Path) -> None:
     """Check that a path is a folder or can become one, without creating it.
 
@@ -126,29 +116,3 @@ def require_folder(path: Path) -> None:
                 expected="a folder, or a path that does not exist yet",
                 fix="choose another --out",
             )
-
-
-@contextmanager
-def folder_lock(folder: Path) -> Iterator[None]:
-    """Hold a folder for this process; the lock goes with the process, however it ends.
-
-    Raises:
-        InputError: Another process holds it.
-    """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        file = (folder / "lock").open("w")
-    except OSError as error:
-        raise cannot_write(folder / "lock", error) from error
-    with file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise InputError(
-                "another stormrt build is writing to this folder",
-                where=str(folder),
-                fix="wait for it, or choose another --out",
-            ) from error
-        except OSError as error:  # a file system without locks
-            raise cannot_write(folder / "lock", error) from error
-        yield

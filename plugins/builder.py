@@ -13,6 +13,7 @@ import hashlib
 import json
 import os
 import platform
+import shutil
 import subprocess
 import tempfile
 from collections.abc import Sequence
@@ -22,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from stormrt.errors import InputError
+from stormrt.locking import folder_lock
 from stormrt.plugins.derive.cpp_header import (
     SOURCES,
     native_plugins,
@@ -33,6 +35,8 @@ from stormrt.plugins.toolchain import Toolchain, find_toolchain
 CORE_NAME = "libstormrt_plugins.so"
 AUTOLOAD_NAME = "libstormrt_plugins_autoload.so"
 MANIFEST_NAME = "libstormrt_plugins.json"
+WORK_FOLDER = ".build"
+"""Beside them: what is compiled, and the lock."""
 SCHEMA_VERSION = 1
 
 DEFAULT_ARCHS = (75, 87, 90)
@@ -152,7 +156,8 @@ def build_library(
 ) -> BuildResult:
     """Build both libraries, or find that they are there already.
 
-    Files take their names when all are done, the manifest last.
+    Files take their names when all are done, the manifest last. What a killed build has left goes
+    with the next one. Of two builds into one folder the second waits for the first.
 
     Args:
         out: Their folder.
@@ -165,7 +170,7 @@ def build_library(
         The libraries.
 
     Raises:
-        InputError: An architecture is unknown to us or to nvcc, a source does not compile, or the
+        InputError: An architecture is unknown to us or to nvcc, a source does not compile, the
             folder cannot be written.
         EnvironmentMissingError: A compiler or TensorRT's headers are missing.
     """
@@ -185,13 +190,21 @@ def build_library(
     key = hashlib.sha256(repr((SCHEMA_VERSION, flags, facts)).encode()).hexdigest()
     core, autoload = out / CORE_NAME, out / AUTOLOAD_NAME
 
-    found = read_manifest(out)
-    if not force and found is not None and found.key == key and is_intact(out, found):
+    def there_already() -> BuildResult | None:
+        found = read_manifest(out)
+        if force or found is None or found.key != key or not is_intact(out, found):
+            return None
         return BuildResult(core, autoload, found, skipped=True)
 
+    work = out / WORK_FOLDER
     try:
-        out.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=".build.", dir=out) as scratch:
+        # Asked before anything is written: the folder may be read-only.
+        if found := there_already():
+            return found
+        with folder_lock(work, wait=True), tempfile.TemporaryDirectory(dir=work) as scratch:
+            if found := there_already():
+                return found  # by the process that was waited for
+            _sweep(work, keep=Path(scratch))
             built = _compile_and_link(Path(scratch), codes, tools, sources)
             files = tuple(_describe(path) for path in built)
             manifest = LibraryManifest(schema_version=SCHEMA_VERSION, key=key, files=files, **facts)
@@ -209,6 +222,13 @@ def build_library(
             fix="check the folder's permissions and the free space, or choose another --out",
         ) from error
     return BuildResult(core, autoload, manifest, skipped=False)
+
+
+def _sweep(work: Path, keep: Path) -> None:
+    """Remove what builds that were killed have left."""
+    for left in work.iterdir():
+        if left.is_dir() and left != keep:
+            shutil.rmtree(left)
 
 
 def _check_supported(tools: Toolchain, archs: Sequence[int]) -> None:

@@ -65,7 +65,7 @@ def export_command(
     as_json: JsonOption = False,
 ) -> None:
     """Write the model as ONNX."""
-    from stormrt.pipeline.files import cannot_write
+    from stormrt.locking import cannot_write
     from stormrt.pipeline.graph_stages import workstation_packages
     from stormrt.pipeline.model_spec import resolve_spec
 

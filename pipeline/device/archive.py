@@ -19,8 +19,8 @@ from pathlib import Path, PurePosixPath
 from typing import IO
 
 from stormrt.errors import InputError
+from stormrt.locking import cannot_write
 from stormrt.pipeline.device.names import MANIFEST_NAME
-from stormrt.pipeline.files import cannot_write
 
 MOST_FILES = 1000
 MOST_BYTES = 4 << 30

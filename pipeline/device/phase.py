@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
 from stormrt.errors import EnvironmentMissingError, InputError, StormrtError
+from stormrt.locking import folder_lock
 from stormrt.pipeline import probe
 from stormrt.pipeline.device.bundle import Bundle, enter_engines
 from stormrt.pipeline.device.memory import Workspace, workspace
@@ -41,7 +42,7 @@ from stormrt.pipeline.device.report import (
 from stormrt.pipeline.device.timing import benchmark_engine, not_timed
 from stormrt.pipeline.device.validation import not_validated, validate_engine
 from stormrt.pipeline.engine import EngineBuildResult, ProgressCallback, build_engine, require_gpu
-from stormrt.pipeline.files import folder_lock, sweep, write_text
+from stormrt.pipeline.files import sweep, write_text
 from stormrt.runtime.engine import Engine
 from stormrt.runtime.record import EngineRecord, PluginLibrary
 

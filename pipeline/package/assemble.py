@@ -13,15 +13,9 @@ from typing import get_args
 
 import stormrt
 from stormrt.errors import InputError
+from stormrt.locking import cannot_write, folder_lock
 from stormrt.pipeline.artifacts import FileDigest
-from stormrt.pipeline.files import (
-    atomic_path,
-    cannot_write,
-    folder_lock,
-    require_folder,
-    sha256_file,
-    write_text,
-)
+from stormrt.pipeline.files import atomic_path, require_folder, sha256_file, write_text
 from stormrt.pipeline.package import deepstream, isaac_ros, plain, triton
 from stormrt.pipeline.package.engine_files import EngineFiles
 from stormrt.pipeline.package.model import EngineState, PackagedModel, read_model

@@ -10,8 +10,9 @@ import numpy as np
 from stormrt.calibration.images import choose_images
 from stormrt.calibration.table import CalibrationTable
 from stormrt.errors import InputError
+from stormrt.locking import folder_lock
 from stormrt.pipeline.calibrate import CalibrateRequest, work_folder
-from stormrt.pipeline.files import folder_lock, write_text
+from stormrt.pipeline.files import write_text
 from stormrt.pipeline.graph_stages import EXPORTED_NAME, workstation_packages
 from stormrt.pipeline.schema import SensitivityReport
 from stormrt.pipeline.sensitivity.bench import Subject

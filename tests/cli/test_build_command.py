@@ -8,9 +8,9 @@ import shutil
 
 import pytest
 
+from stormrt.locking import folder_lock
 from stormrt.pipeline.build import STAGES as ALL_STAGES
 from stormrt.pipeline.device_build import read_bundle
-from stormrt.pipeline.files import folder_lock
 from stormrt.pipeline.schema import Manifest, ValidationReport
 from stormrt.targets import dump_target, load_target
 from tests.pipeline.support import ROOT, digest, ops, published, run_stormrt

@@ -117,7 +117,7 @@ class TestBundle:
         assert "manifest.json could not be read" in done.err
 
     def test_a_bundle_that_is_being_built_is_not_built_twice(self, cli, t4):
-        from stormrt.pipeline.files import folder_lock
+        from stormrt.locking import folder_lock
 
         with folder_lock(t4 / ".stormrt"):
             done = cli("build", t4)

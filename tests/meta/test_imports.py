@@ -28,7 +28,7 @@ HEAVY = (
 ALLOWED = {
     "targets": ("stormrt.targets", "stormrt.errors", "stormrt.reading"),
     "models": ("stormrt.models", "stormrt.errors", "stormrt.reading"),
-    "plugins": ("stormrt.plugins", "stormrt.errors", "stormrt.targets"),
+    "plugins": ("stormrt.plugins", "stormrt.errors", "stormrt.locking", "stormrt.targets"),
     "storm": ("stormrt.storm", "stormrt.plugins", "stormrt.errors", "stormrt.reading"),
 }
 """What each folder may import of ours. The pipeline may import everything."""

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Atomic files, digests and the lock of an output folder."""
+"""Atomic files and digests."""
 
 from __future__ import annotations
 
@@ -17,7 +17,6 @@ from stormrt.pipeline import files
 from stormrt.pipeline.files import (
     atomic_path,
     code_digest,
-    folder_lock,
     publish,
     require_folder,
     sha256_file,
@@ -145,32 +144,3 @@ class TestRequireFolder:
         with pytest.raises(InputError, match="is a file") as caught:
             require_folder(tmp_path / path)
         assert caught.value.where == str(tmp_path / "file")
-
-
-class TestFolderLock:
-    def test_a_second_holder_is_refused_until_the_first_has_left(self, tmp_path):
-        with folder_lock(tmp_path / "w"):
-            refused = pytest.raises(InputError, match="another stormrt build")
-            with refused, folder_lock(tmp_path / "w"):
-                pass
-            with folder_lock(tmp_path / "other"):
-                pass
-        with folder_lock(tmp_path / "w"):
-            pass
-
-    def test_the_lock_of_a_killed_process_is_gone(self, tmp_path):
-        code = (
-            "import os, signal, sys\n"
-            "from pathlib import Path\n"
-            "from stormrt.pipeline.files import folder_lock\n"
-            "with folder_lock(Path(sys.argv[1])):\n"
-            "    os.kill(os.getpid(), signal.SIGKILL)\n"
-        )
-        done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], env=environment())
-        assert done.returncode == -9
-        with folder_lock(tmp_path):
-            pass
-
-    def test_a_folder_that_cannot_be_written_is_refused(self):
-        with pytest.raises(InputError, match="could not write"), folder_lock(Path("/proc/stormrt")):
-            pass

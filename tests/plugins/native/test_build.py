@@ -10,22 +10,28 @@ from __future__ import annotations
 
 import os
 import re
+import signal
 import struct
 import subprocess
 import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 
 from stormrt.errors import EnvironmentMissingError, InputError
-from stormrt.plugins import toolchain
+from stormrt.plugins import builder, toolchain
 from stormrt.plugins.builder import (
     AUTOLOAD_NAME,
     CORE_NAME,
     MANIFEST_NAME,
+    WORK_FOLDER,
     BuildResult,
     build_library,
     code_names,
+    is_intact,
     read_manifest,
 )
 from stormrt.plugins.toolchain import Toolchain, find_headers, find_toolchain, read_header_version
@@ -100,6 +106,34 @@ class TestTheRealLibrary:
         assert ours == [CORE_NAME, f"libnvinfer.so.{major}"]
 
 
+BUILD = """
+import sys
+from pathlib import Path
+from stormrt.plugins.builder import build_library
+built = build_library(Path(sys.argv[1]), (75,), sources=Path(sys.argv[2]))
+print("skipped" if built.skipped else "built")
+"""
+
+
+def start_build(out: Path, sources: Path) -> subprocess.Popen[str]:
+    """A build in a process and a session of its own."""
+    command = [sys.executable, "-c", BUILD, str(out), str(sources)]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    return subprocess.Popen(
+        command, env=environment, text=True, stdout=subprocess.PIPE, start_new_session=True
+    )
+
+
+def wait_until(condition: Callable[[], bool], process: subprocess.Popen[str]) -> None:
+    while not condition():
+        assert process.poll() is None, "the build has ended before"
+        time.sleep(0.01)
+
+
+def left_in_work(out: Path) -> list[str]:
+    return [p.name for p in (out / WORK_FOLDER).iterdir() if p.name != "lock"]
+
+
 class TestBuilding:
     def test_does_nothing_when_nothing_has_changed(self, tools, sources: Path, tmp_path: Path):
         first = build_library(tmp_path / "out", (75,), toolchain=tools, sources=sources)
@@ -109,7 +143,7 @@ class TestBuilding:
         assert second.manifest == first.manifest == read_manifest(tmp_path / "out")
         assert times == [p.stat().st_mtime_ns for p in sorted((tmp_path / "out").iterdir())]
         assert sorted(p.name for p in (tmp_path / "out").iterdir()) == sorted(
-            [CORE_NAME, AUTOLOAD_NAME, MANIFEST_NAME]
+            [CORE_NAME, AUTOLOAD_NAME, MANIFEST_NAME, WORK_FOLDER]
         )
 
     def test_builds_again_for_another_source_and_for_a_damaged_library(
@@ -137,13 +171,47 @@ class TestBuilding:
         assert caught.value.where == str(source)
         assert "unused" in str(caught.value.got)
         assert read_manifest(out) == before
-        assert not list(out.glob(".build*"))
+        assert left_in_work(out) == []
 
     def test_takes_a_warning_in_a_kernel_for_an_error(self, tools, sources: Path, tmp_path: Path):
         source = sources / "spatial_unit_merge/kernel.cu"
         source.write_text(source.read_text() + "__global__ void f() { int unused = 1; }\n")
         with pytest.raises(InputError, match="does not compile"):
             build_library(tmp_path / "out", (75,), toolchain=tools, sources=sources)
+
+    def test_a_killed_build_leaves_no_library_and_the_next_one_sweeps_up(
+        self, tools, sources: Path, tmp_path: Path
+    ):
+        out = tmp_path / "out"
+        process = start_build(out, sources)
+        wait_until(lambda: any((out / WORK_FOLDER).glob("*/*.o")), process)
+        os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()
+        assert left_in_work(out) != []
+        assert [p.name for p in out.iterdir()] == [WORK_FOLDER]
+        built = build_library(out, (75,), toolchain=tools, sources=sources)
+        assert is_intact(out, built.manifest)
+        assert left_in_work(out) == []
+
+    def test_of_two_builds_at_once_the_second_takes_what_the_first_has_made(
+        self, sources: Path, tmp_path: Path
+    ):
+        out = tmp_path / "out"
+        builds = [start_build(out, sources) for _ in range(2)]
+        answers = [process.communicate()[0].strip() for process in builds]
+        assert sorted(answers) == ["built", "skipped"]
+        assert left_in_work(out) == []
+
+    def test_a_library_that_fits_needs_no_folder_that_can_be_written(
+        self, tools, sources: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ):
+        out = tmp_path / "out"
+        build_library(out, (75,), toolchain=tools, sources=sources)
+        refused = InputError("could not write a file")
+        monkeypatch.setattr(builder, "folder_lock", Mock(side_effect=refused))
+        assert build_library(out, (75,), toolchain=tools, sources=sources).skipped
+        with pytest.raises(InputError, match="could not write"):
+            build_library(out, (75,), toolchain=tools, sources=sources, force=True)
 
     def test_says_where_it_cannot_write(self, tools, sources: Path, tmp_path: Path):
         (tmp_path / "file").write_text("")
