@@ -8,16 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-import numpy as np
-from numpy.typing import NDArray
-
 from stormrt.errors import InputError
 from stormrt.models.bundle import weights_path
 from stormrt.models.card import read_card
-from stormrt.pipeline.artifacts import INPUT_NAME, OUTPUT_NAME
+from stormrt.pipeline.device.golden import read_golden
 from stormrt.pipeline.device_build import PLUGIN_FOLDER, read_bundle
 from stormrt.pipeline.files import sha256_file
-from stormrt.pipeline.npz_file import read_npz
 from stormrt.pipeline.preprocessing import MEAN, RESIZE_RATIO, STD
 from stormrt.pipeline.schema import ENGINE_NAME, GOLDEN_NAME, MANIFEST_NAME, MODEL_NAME, Manifest
 from stormrt.plugins.builder import AUTOLOAD_NAME, CORE_NAME, code_names, read_manifest
@@ -132,32 +128,10 @@ def _check_names(folder: Path, manifest: Manifest) -> None:
             )
 
 
-def golden_arrays(folder: Path) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """Images [n, 3, H, W] and logits [n, classes] of a bundle's golden data.
-
-    Raises:
-        InputError: The file is missing or damaged.
-    """
-    path = folder / GOLDEN_NAME
-    try:
-        data, _ = read_npz(path)
-        return (
-            np.asarray(data[INPUT_NAME], np.float32),
-            np.asarray(data[OUTPUT_NAME], np.float32),
-        )
-    except Exception as error:  # zipfile and numpy raise many kinds on bad bytes
-        raise InputError(
-            "the golden data could not be read",
-            where=str(path),
-            got=str(error).splitlines()[0] if str(error) else type(error).__name__,
-            fix="build the bundle again",
-        ) from error
-
-
 def _check_sizes(folder: Path, manifest: Manifest) -> None:
     """The golden data are of the manifest's sizes: of any others a package would be wrong."""
     spec = manifest.model
-    images, logits = golden_arrays(folder)
+    images, logits, _ = read_golden(folder / GOLDEN_NAME)
     expected = (3, spec.height, spec.width), (spec.num_classes,)
     found = images.shape[1:], logits.shape[1:]
     if found != expected or len(images) != len(logits) or 0 in images.shape or spec.batch < 1:

@@ -6,10 +6,12 @@ from __future__ import annotations
 import json
 
 from stormrt.pipeline.artifacts import INPUT_NAME, OUTPUT_NAME
+from stormrt.pipeline.device.golden import read_golden
 from stormrt.pipeline.package.engine_files import CORE_PATH, EngineFiles, engine_files
-from stormrt.pipeline.package.model import PackagedModel, golden_arrays
+from stormrt.pipeline.package.model import PackagedModel
 from stormrt.pipeline.package.parts import PackageFile, template
 from stormrt.pipeline.probe import format_sm
+from stormrt.pipeline.schema import GOLDEN_NAME
 
 RUNTIMES = ("tensorrt", "tensorrt_rtx")
 GOLDEN_IMAGES = 4
@@ -73,6 +75,6 @@ def _cpp(value: str) -> str:
 
 def _golden(model: PackagedModel) -> tuple[bytes, bytes]:
     """The first photographs and PyTorch's logits, as raw FP32: C++ has no reader for npz."""
-    images, logits = golden_arrays(model.folder)
+    images, logits, _ = read_golden(model.folder / GOLDEN_NAME)
     first = slice(GOLDEN_IMAGES)
     return images[first].astype("<f4").tobytes(), logits[first].astype("<f4").tobytes()

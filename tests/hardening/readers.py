@@ -430,9 +430,7 @@ def _read_data_set(path: Path) -> object:
 
 def _read_golden(path: Path) -> object:
     from stormrt.pipeline.golden import read_golden
-    from stormrt.pipeline.package.model import golden_arrays
 
-    _tried(lambda: golden_arrays(path.parent))
     return read_golden(path)
 
 
