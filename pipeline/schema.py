@@ -35,7 +35,7 @@ from stormrt.pipeline.device.names import MANIFEST_NAME as MANIFEST_NAME
 from stormrt.pipeline.device.names import MODEL_NAME as MODEL_NAME
 from stormrt.pipeline.metrics import Metrics
 from stormrt.reading import read_small
-from stormrt.targets import Lowering, Precision
+from stormrt.targets import Lowering, Precision, RuntimeName
 
 REFUSED_ENGINE_NAME = "engine.refused.plan"
 """An INT8 engine that the gate refused: only what may be used is called ``engine.plan``."""
@@ -152,7 +152,7 @@ class Manifest(Document):
     recipe: dict[str, JsonValue]
     """The target's recipe, resolved, so that the folder can be built from on another machine."""
     precision: Precision
-    runtime: str
+    runtime: RuntimeName
     lowering: Lowering
     """Lowering of ``model.onnx``."""
     plugins: tuple[PluginUse, ...]

@@ -7,7 +7,6 @@ import os
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
-from typing import cast
 
 from stormrt.errors import InputError
 from stormrt.pipeline.artifacts import EngineArtifact, FileDigest
@@ -106,7 +105,7 @@ def _from_manifest(
         plugins = _find_libraries(recorded, folder, plugin_libraries, rebuild)
     return EngineRecord(
         plan=folder / engine.file.name,
-        runtime=cast("RuntimeName", engine.runtime),
+        runtime=engine.runtime,
         plugins=plugins,
         rebuild=rebuild,
         sha256=engine.file.sha256,

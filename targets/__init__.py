@@ -16,6 +16,7 @@ if not __name__.startswith("stormrt."):
     # Two names would be two copies of every class, and `isinstance` would fail between them.
     raise ImportError(f"import stormrt.targets, not {__name__}")
 
+from stormrt.runtime_name import RuntimeName
 from stormrt.targets.loading import dump_target, list_targets, load_target, parse_target
 from stormrt.targets.schema import (
     Build,
@@ -24,7 +25,6 @@ from stormrt.targets.schema import (
     Lowering,
     Precision,
     Quantization,
-    RuntimeName,
     RuntimeRecipe,
     Software,
     Target,

@@ -15,7 +15,8 @@ from typing import Literal
 from packaging.specifiers import SpecifierSet
 from packaging.version import InvalidVersion, Version
 
-from stormrt.targets.schema import JetPack, RuntimeName, RuntimeRecipe, Target
+from stormrt.runtime_name import RuntimeName
+from stormrt.targets.schema import JetPack, RuntimeRecipe, Target
 
 Status = Literal["same", "differs", "unknown"]
 

@@ -10,13 +10,11 @@ from packaging.version import InvalidVersion, Version
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 from stormrt.errors import InputError
+from stormrt.runtime_name import RuntimeName
 
 Precision = Literal["fp32", "fp16", "int8"]
 """A precision that a graph can be written in: casts for FP16; for INT8 also Q/DQ pairs, with FP16
 beside them. It lives in the graph, never in builder flags."""
-
-RuntimeName = Literal["tensorrt", "tensorrt_rtx"]
-"""A Python package that builds and runs engines."""
 
 Lowering = Literal["plugin", "native"]
 """How custom ops reach the engine: as plugin nodes, or inlined as standard ONNX ops."""

@@ -5,6 +5,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from stormrt.runtime_name import RuntimeName
+
 
 @dataclass(frozen=True, slots=True)
 class FileDigest:
@@ -30,7 +32,7 @@ class EngineArtifact:
     """A serialized engine."""
 
     file: FileDigest
-    runtime: str
+    runtime: RuntimeName
     runtime_version: str
     sm: int
     """Compute capability, times ten: 75, 87."""

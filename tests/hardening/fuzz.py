@@ -221,10 +221,14 @@ def run_reader(reader, cases: int, seed: int, work: Path, keep: Path) -> Result:
 
 def fuzz(cases: int, seed: int, work: Path, keep: Path, only: Sequence[str] = ()) -> list[Result]:
     """Fuzz every reader, all together with so many cases or a few more."""
+    import torch
+
     from tests.hardening.corpus import make_corpus
     from tests.hardening.readers import readers
     from tests.pipeline.support import small_variants
 
+    # Threads that this process starts are not there in a forked child, which would wait for them.
+    torch.set_num_threads(1)
     with small_variants():
         chosen = [r for r in readers(make_corpus(work)) if not only or r.name in only]
         whole = sum(r.weight for r in chosen)

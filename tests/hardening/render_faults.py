@@ -32,6 +32,8 @@ as it was.
 | --- | --- | --- |
 | `tests/hardening/kills.py` | {kills} | [kills.json](../benchmarks/results/kills.json) |
 | `tests/hardening/fuzz.py` | {fuzz} | [fuzz.json](../benchmarks/results/fuzz.json) |
+| `tests/hardening/coverage_fuzz.py` | {coverage} | \
+[coverage_fuzz.json](../benchmarks/results/coverage_fuzz.json) |
 
 `STORMRT_KILLS=50` and `STORMRT_FUZZ_CASES=10000` make the tests run all; CI runs a sample.
 """
@@ -79,9 +81,18 @@ def _fuzz() -> str:
     )
 
 
+def _coverage() -> str:
+    found = json.loads((RESULTS / "coverage_fuzz.json").read_text())
+    return (
+        f"{found['executed']:,} inputs that atheris made to reach new code, for "
+        f"{len(found['readers'])} readers of text and archives: {found['failures']} failures"
+    )
+
+
 def document(rows: dict[str, str]) -> str:
     """The page, from the rows by the faults' names."""
-    parts = [_HEAD.format(count=len(rows), kills=_kills(), fuzz=_fuzz())]
+    told = {"kills": _kills(), "fuzz": _fuzz(), "coverage": _coverage()}
+    parts = [_HEAD.format(count=len(rows), **told)]
     for part, faults in itertools.groupby(FAULTS, key=lambda f: f.part):
         lines = [rows[f.name] for f in faults]
         head = "| fault | exit code | message |\n| --- | --- | --- |\n"

@@ -26,7 +26,7 @@ HEAVY = (
 )
 
 ALLOWED = {
-    "targets": ("stormrt.targets", "stormrt.errors", "stormrt.reading"),
+    "targets": ("stormrt.targets", "stormrt.errors", "stormrt.reading", "stormrt.runtime_name"),
     "models": ("stormrt.models", "stormrt.errors", "stormrt.reading"),
     "plugins": ("stormrt.plugins", "stormrt.errors", "stormrt.locking", "stormrt.targets"),
     "storm": ("stormrt.storm", "stormrt.plugins", "stormrt.errors", "stormrt.reading"),

@@ -7,6 +7,7 @@ gives wrong results; TensorRT crashes on a plan of another GPU; the message does
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from stormrt.errors import EnvironmentMissingError, InputError
 from stormrt.pipeline.artifacts import FileDigest
 from stormrt.pipeline.build import WORK_FOLDER
 from stormrt.pipeline.device.names import PLUGIN_FOLDER
+from stormrt.pipeline.schema import MANIFEST_NAME
 from stormrt.plugins.builder import CORE_NAME
 from stormrt.plugins.native import LIBRARY_VARIABLE
 from stormrt.runtime import Engine, manifest_record
@@ -196,6 +198,17 @@ def test_a_runtime_that_the_manifest_contradicts_is_refused(tmp_path):
     assert read_record(folder, "tensorrt").runtime == "tensorrt"
     with pytest.raises(InputError, match="built by another runtime"):
         read_record(folder, "tensorrt_rtx")
+
+
+def test_an_engine_of_a_runtime_that_there_is_not_is_refused_when_it_is_read(tmp_path):
+    write_folder(tmp_path)
+    path = tmp_path / MANIFEST_NAME
+    content = json.loads(path.read_text())
+    content["engine"]["runtime"] = "tensorrt1"
+    path.write_text(json.dumps(content))
+    with pytest.raises(InputError, match=r"manifest\.json is damaged") as caught:
+        read_record(tmp_path)
+    assert "engine.runtime" in str(caught.value)
 
 
 def test_a_real_tensorrt_is_asked_for_where_none_is_installed(tmp_path, device, monkeypatch):
