@@ -22,7 +22,7 @@ from stormrt.pipeline.device.phase import (
 from stormrt.pipeline.device.plugins import library_digests as library_digests
 from stormrt.pipeline.device.plugins import plugin_libraries as plugin_libraries
 from stormrt.pipeline.device.report import DeviceReport
-from stormrt.pipeline.engine import ProgressCallback
+from stormrt.pipeline.engine_progress import ProgressCallback
 from stormrt.pipeline.schema import MANIFEST_NAME, Manifest
 from stormrt.runtime.device import Device
 from stormrt.targets import RuntimeName, Target, parse_target

@@ -14,12 +14,11 @@ from __future__ import annotations
 
 import hashlib
 import re
-import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, cast
+from typing import TYPE_CHECKING, Literal
 
 from stormrt.errors import EnvironmentMissingError, InputError
 from stormrt.pipeline import engine_api, files, probe
@@ -33,20 +32,20 @@ from stormrt.pipeline.engine_api import (
     Network,
     OnnxParser,
     ParserError,
-    RtxApi,
-    RtxBuilderConfig,
     Tensor,
-    TimingCache,
 )
-from stormrt.pipeline.interruption import Interruption, held_interrupts
+from stormrt.pipeline.engine_config import (
+    add_batch_profile,
+    configure,
+    network_flags,
+    use_timing_cache,
+)
+from stormrt.pipeline.engine_progress import ProgressCallback, attach_monitor
+from stormrt.pipeline.interruption import held_interrupts
 
 if TYPE_CHECKING:
     from stormrt.targets import RuntimeName
 
-ProgressCallback = Callable[[str, int, int], None]
-"""Called with a phase's name, the steps of it that are done, and how many it has."""
-
-_MIB = 1 << 20
 _MESSAGES_SHOWN = 5
 
 # What a builder's error means to the person who reads it.
@@ -166,7 +165,7 @@ def build_engine(
     with engine_api.captured_log(api) as (logger, records):
         started = time.perf_counter()
         builder = api.Builder(logger)
-        network = builder.create_network(_network_flags(api))
+        network = builder.create_network(network_flags(api))
         # The parser frees its errors when it goes, and the network must outlive the parser: both
         # keep their names until the end of the block.
         parser = api.OnnxParser(network, logger)
@@ -174,10 +173,10 @@ def build_engine(
             _parse(parser, onnx_path, runtime)
             _check_network(network, onnx_path, max_batch)
             config = builder.create_builder_config()
-            _configure(api, config, runtime, target, workspace_mib)
-            _add_batch_profile(builder, network, config, max_batch)
-            cache, reused = _use_timing_cache(config, timing_cache, notes)
-            monitor = _attach_monitor(api, config, progress, interruption)
+            configure(api, config, runtime, target, workspace_mib)
+            add_batch_profile(builder, network, config, max_batch)
+            cache, reused = use_timing_cache(config, timing_cache, notes)
+            monitor = attach_monitor(api, config, progress, interruption)
             plan = _serialize(builder, network, config)
         monitor.raise_failure()
         if plan is None:
@@ -281,12 +280,6 @@ def _require_version(api: EngineApi, runtime: RuntimeName, target: Board) -> Non
         )
 
 
-def _network_flags(api: EngineApi) -> int:
-    # Its number changed from 1 to 0 in TensorRT 11, where every network is strongly typed.
-    flag = api.NetworkDefinitionCreationFlag.__members__.get("STRONGLY_TYPED")
-    return 0 if flag is None else 1 << int(flag)
-
-
 def _parse(parser: OnnxParser, onnx_path: Path, runtime: RuntimeName) -> None:
     done = parser.parse_from_file(str(onnx_path))
     errors = [parser.get_error(index) for index in range(parser.num_errors)]
@@ -339,90 +332,6 @@ def _check_network(network: Network, onnx_path: Path, max_batch: int | None) -> 
             )
 
 
-def _add_batch_profile(
-    builder: Builder, network: Network, config: BuilderConfig, max_batch: int | None
-) -> None:
-    """Give every input without a fixed batch the range 1 to ``max_batch``."""
-    inputs = [network.get_input(i) for i in range(network.num_inputs)]
-    if max_batch is None or all(extent >= 0 for t in inputs for extent in t.shape):
-        return
-    profile = builder.create_optimization_profile()
-    for tensor in inputs:
-        rest = tuple(tensor.shape)[1:]
-        most = (max_batch, *rest)
-        profile.set_shape(tensor.name, (1, *rest), most, most)
-    if config.add_optimization_profile(profile) < 0:
-        raise InputError("the range of batches was refused", got=f"1 to {max_batch}")
-
-
-def _configure(
-    api: EngineApi,
-    config: BuilderConfig,
-    runtime: RuntimeName,
-    target: Board,
-    workspace_mib: int | None,
-) -> None:
-    config.set_memory_pool_limit(
-        api.MemoryPoolType.__members__["WORKSPACE"],
-        (workspace_mib or target.build.workspace_mib) * _MIB,
-    )
-    if hasattr(config, "builder_optimization_level"):
-        config.builder_optimization_level = target.build.builder_optimization_level
-    tf32 = api.BuilderFlag.__members__.get("TF32")
-    if tf32 is not None:
-        config.clear_flag(tf32)
-    if runtime == "tensorrt_rtx":
-        _set_compute_capability(cast("RtxApi", api), cast("RtxBuilderConfig", config), target)
-        # It makes the builder log layers with their types. The plan gets no larger.
-        config.profiling_verbosity = api.ProfilingVerbosity.__members__["DETAILED"]
-
-
-def _set_compute_capability(api: RtxApi, config: RtxBuilderConfig, target: Board) -> None:
-    capabilities = api.ComputeCapability.__members__
-    capability = capabilities.get(f"SM{target.device.sm}")
-    if capability is not None:
-        config.num_compute_capabilities = 1
-        if config.set_compute_capability(capability, 0):
-            return
-    raise InputError(
-        f"TensorRT-RTX {api.__version__} builds nothing for {probe.format_sm(target.device.sm)}",
-        where=f"target {target.id}: device.sm",
-        got=str(target.device.sm),
-        expected=", ".join(name[2:] for name in capabilities if name.startswith("SM")),
-    )
-
-
-def _use_timing_cache(
-    config: BuilderConfig, path: Path | None, notes: list[str]
-) -> tuple[TimingCache | None, bool]:
-    """The cache that the build uses, if any, and whether it holds what is in the file."""
-    if path is None:
-        return None, False
-    if not hasattr(config, "create_timing_cache"):
-        notes.append("this TensorRT has no timing cache")
-        return None, False
-    try:
-        stored = path.read_bytes()
-    except FileNotFoundError:
-        stored = b""
-    except OSError as error:
-        raise InputError(
-            "the timing cache cannot be read",
-            where=str(path),
-            got=error.strerror or str(error),
-        ) from error
-    cache = config.create_timing_cache(stored)
-    if cache is not None and config.set_timing_cache(cache, False):
-        return cache, bool(stored)
-    # A cache belongs to one TensorRT and one GPU. An upgrade should cost time, not the build.
-    notes.append(f"the timing cache {path} is of another TensorRT or GPU and was made anew")
-    cache = config.create_timing_cache(b"")
-    if cache is None or not config.set_timing_cache(cache, False):
-        notes.append("TensorRT accepts no timing cache here; the build was done without one")
-        return None, False
-    return cache, False
-
-
 def _serialize(builder: Builder, network: Network, config: BuilderConfig) -> bytes | None:
     memory = builder.build_serialized_network(network, config)
     # A copy: the library's buffer goes with `memory`, and plans are small beside the build's peak.
@@ -456,66 +365,3 @@ def _layers(records: list[LogRecord]) -> tuple[str, ...]:
                 lines = (line.strip() for line in record.message.splitlines()[1:])
                 return tuple(line for line in lines if line)
     return ()
-
-
-class _Progress:
-    """What the progress monitor does, without the library's base class."""
-
-    def __init__(self, callback: ProgressCallback | None, interruption: Interruption) -> None:
-        self._callback = callback
-        self._interruption = interruption
-        self._totals: dict[str, int] = {}
-        self._lock = threading.Lock()  # the library may call from several threads
-        self._failure: BaseException | None = None
-
-    def start(self, phase: str, total: int) -> None:
-        self._totals[phase] = total
-        self._report(phase, 0)
-
-    def step(self, phase: str, step: int) -> bool:
-        """Report a step; return whether the build shall go on."""
-        self._report(phase, step + 1)
-        return self._failure is None and not self._interruption.requested
-
-    def finish(self, phase: str) -> None:
-        # A phase may end before its last step, when there was less to do than was announced.
-        if not self._interruption.requested:
-            self._report(phase, self._totals.get(phase, 0))
-
-    def _report(self, phase: str, done: int) -> None:
-        with self._lock:
-            if self._callback is None or self._failure is not None:
-                return
-            try:
-                self._callback(phase, done, self._totals.get(phase, done))
-            except BaseException as error:  # noqa: BLE001 - raised again after the build
-                self._failure = error
-
-    def raise_failure(self) -> None:
-        """Raise again what the callback raised."""
-        if self._failure is not None:
-            raise self._failure
-
-
-def _attach_monitor(
-    api: EngineApi,
-    config: BuilderConfig,
-    callback: ProgressCallback | None,
-    interruption: Interruption,
-) -> _Progress:
-    progress = _Progress(callback, interruption)
-    if hasattr(config, "progress_monitor") and hasattr(api, "IProgressMonitor"):
-        base = api.IProgressMonitor
-
-        class Monitor(base):  # type: ignore[misc, valid-type]  # base known once loaded
-            def phase_start(self, phase_name: str, _parent: str | None, num_steps: int) -> None:
-                progress.start(phase_name, num_steps)
-
-            def step_complete(self, phase_name: str, step: int) -> bool:
-                return progress.step(phase_name, step)
-
-            def phase_finish(self, phase_name: str) -> None:
-                progress.finish(phase_name)
-
-        config.progress_monitor = Monitor()
-    return progress

@@ -41,7 +41,8 @@ from stormrt.pipeline.device.report import (
 )
 from stormrt.pipeline.device.timing import benchmark_engine, not_timed
 from stormrt.pipeline.device.validation import not_validated, validate_engine
-from stormrt.pipeline.engine import EngineBuildResult, ProgressCallback, build_engine, require_gpu
+from stormrt.pipeline.engine import EngineBuildResult, build_engine, require_gpu
+from stormrt.pipeline.engine_progress import ProgressCallback
 from stormrt.pipeline.files import sweep, write_text
 from stormrt.runtime.engine import Engine
 from stormrt.runtime.record import EngineRecord, PluginLibrary

@@ -43,7 +43,13 @@ CLASSES = {
 """Our protocols, and the classes that they describe."""
 MODULES = ("EngineApi", "RuntimeApi")
 """Protocols of the module itself: each member becomes TensorRT's."""
-CHECKED = ("stormrt.pipeline.engine", "stormrt.pipeline.engine_api", "stormrt.runtime")
+CHECKED = (
+    "stormrt.pipeline.engine",
+    "stormrt.pipeline.engine_api",
+    "stormrt.pipeline.engine_config",
+    "stormrt.pipeline.engine_progress",
+    "stormrt.runtime",
+)
 TARGETS = 'from typing import Literal\nRuntimeName = Literal["tensorrt", "tensorrt_rtx"]\n'
 SETTINGS = """
 [mypy]
@@ -121,8 +127,8 @@ def test_every_call_of_the_full_api_agrees_with_the_stubs(tree):
     ("module", "before", "after"),
     [
         ("pipeline/engine.py", "parse_from_file(str(", "parse_file(str("),
-        ("pipeline/engine.py", "config.clear_flag(tf32)", "config.clear_flag('TF32')"),
-        ("pipeline/engine.py", "set_timing_cache(cache, False)", "set_timing_cache(cache)"),
+        ("pipeline/engine_config.py", "config.clear_flag(tf32)", "config.clear_flag('TF32')"),
+        ("pipeline/engine_config.py", "set_timing_cache(cache, False)", "set_timing_cache(cache)"),
         ("runtime/program.py", "execute_async_v3(stream)", "execute_async_v3()"),
         ("runtime/program.py", "engine.num_io_tensors", "engine.num_bindings"),
     ],

@@ -31,6 +31,7 @@ from onnx import TensorProto, helper, numpy_helper
 from stormrt.errors import EnvironmentMissingError, InputError
 from stormrt.pipeline import engine, engine_api, probe
 from stormrt.pipeline.engine import EngineBuildResult, build_engine
+from stormrt.pipeline.engine_config import use_timing_cache
 from stormrt.targets import Target, dump_target, load_target, parse_target
 
 ELEMENT_TYPES = {"fp32": TensorProto.FLOAT, "fp16": TensorProto.FLOAT16}
@@ -617,7 +618,7 @@ def test_a_timing_cache_of_another_gpu_costs_time_and_not_the_build(
         path.write_bytes(stored)
     config = FakeConfig(accepted)
     told: list[str] = []
-    use: Callable[..., object] = engine._use_timing_cache
+    use: Callable[..., object] = use_timing_cache  # which a fake is given
     use(config, path, told)
     assert config.used == used
     assert len(told) == notes
@@ -630,7 +631,7 @@ def test_a_timing_cache_is_written_after_a_build(
     as_tensorrt(monkeypatch)
     monkeypatch.setattr(
         engine,
-        "_use_timing_cache",
+        "use_timing_cache",
         lambda *_: (SimpleNamespace(serialize=lambda: b"timings"), True),
     )
     result = build_as_tensorrt(tmp_path, timing_cache=tmp_path / "cache")
