@@ -45,7 +45,7 @@ OLDEST_ARCH = 75
 """CUDA 13 compiles for nothing older."""
 
 _COMMON_FLAGS = ("-std=c++17", "-O3")
-_HOST_FLAGS = ("-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra", "-Werror")
+_HOST_FLAGS = ("-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra")
 # Nothing of the static runtime or of libstdc++ shows; nothing is left undefined; TensorRT's
 # registry keeps pointers into the library, so no dlclose may unmap it.
 _LINK_FLAGS = ("--exclude-libs,ALL", "-z,defs", "-z,nodelete", "-z,relro", "-z,now")
@@ -153,6 +153,7 @@ def build_library(
     toolchain: Toolchain | None = None,
     sources: Path = SOURCES,
     force: bool = False,
+    strict: bool = False,
 ) -> BuildResult:
     """Build both libraries, or find that they are there already.
 
@@ -165,6 +166,8 @@ def build_library(
         toolchain: The compilers and headers; those of this machine unless given.
         sources: The folder of the operators.
         force: Build even if nothing has changed.
+        strict: Take warnings for errors, as tests do. A board's compilers may warn of what those
+            that the sources were tried with do not.
 
     Returns:
         The libraries.
@@ -186,7 +189,7 @@ def build_library(
         "host_compiler": f"g++ {tools.host_compiler_version}",
         "plugins": tuple(PluginEntry(s.name, s.version) for s in native_plugins(sources)),
     }
-    flags = (*_COMMON_FLAGS, *_HOST_FLAGS, *_LINK_FLAGS)
+    flags = (*_COMMON_FLAGS, *_HOST_FLAGS, *_LINK_FLAGS, strict)
     key = hashlib.sha256(repr((SCHEMA_VERSION, flags, facts)).encode()).hexdigest()
     core, autoload = out / CORE_NAME, out / AUTOLOAD_NAME
 
@@ -205,7 +208,7 @@ def build_library(
             if found := there_already():
                 return found  # by the process that was waited for
             _sweep(work, keep=Path(scratch))
-            built = _compile_and_link(Path(scratch), codes, tools, sources)
+            built = _compile_and_link(Path(scratch), codes, tools, sources, strict=strict)
             files = tuple(_describe(path) for path in built)
             manifest = LibraryManifest(schema_version=SCHEMA_VERSION, key=key, files=files, **facts)
             text = Path(scratch) / MANIFEST_NAME
@@ -245,7 +248,7 @@ def _check_supported(tools: Toolchain, archs: Sequence[int]) -> None:
 
 
 def _compile_and_link(
-    scratch: Path, codes: Sequence[str], tools: Toolchain, sources: Path
+    scratch: Path, codes: Sequence[str], tools: Toolchain, sources: Path, *, strict: bool
 ) -> tuple[Path, Path]:
     generated = scratch / "generated"
     write_headers(generated, " ".join(codes), sources)
@@ -253,7 +256,7 @@ def _compile_and_link(
         tools.nvcc,
         f"-ccbin={tools.host_compiler}",
         *_COMMON_FLAGS,
-        "-Xcompiler=" + ",".join(_HOST_FLAGS),
+        "-Xcompiler=" + ",".join((*_HOST_FLAGS, *(("-Werror",) if strict else ()))),
     ]
     includes: list[str | Path] = ["-I", sources, "-I", generated, "-isystem", tools.headers.folder]
     jobs = min(_MAX_JOBS, len(os.sched_getaffinity(0)))
@@ -262,7 +265,11 @@ def _compile_and_link(
     def compile_one(source: Path) -> Path:
         target = scratch / f"{source.parent.name}_{source.name}.o"
         cuda = (
-            ["-Werror=all-warnings", f"--threads={jobs}", *machine_code]
+            [
+                *(("-Werror=all-warnings",) if strict else ()),
+                f"--threads={jobs}",
+                *machine_code,
+            ]
             if source.suffix == ".cu"
             else []
         )

@@ -78,6 +78,9 @@ def build_command(
         "build/plugins"
     ),
     force: Annotated[bool, typer.Option("--force", help="Build even if nothing changed.")] = False,
+    strict: Annotated[
+        bool, typer.Option("--strict", help="Take the compilers' warnings for errors.")
+    ] = False,
     as_json: JsonOption = False,
 ) -> None:
     """Compile the plugin library with nvcc."""
@@ -92,7 +95,7 @@ def build_command(
     else:
         archs = _parse_archs(arch) if arch else DEFAULT_ARCHS
     note(f"compiling for {', '.join(map(str, archs))}; kernels take a minute or more")
-    result = build_library(out, archs, force=force)
+    result = build_library(out, archs, force=force, strict=strict)
     if as_json:
         show_json(
             {

@@ -390,6 +390,11 @@ def _(w: World) -> list[object]:
     return ["build", w.edit(w.bundle(), lambda m: m.pop("precision"))]
 
 
+@_fault("a manifest of a runtime that there is not", "damaged or of another version", "runtime")
+def _(w: World) -> list[object]:
+    return ["inspect", w.edit(w.bundle(), lambda m: m.update(runtime="tensorrt1"))]
+
+
 @_fault("a manifest that names a file outside", "is no name of a file in the folder")
 def _(w: World) -> list[object]:
     bundle = w.edit(w.bundle(), lambda m: m["files"][0].update(name="../../etc/passwd"))

@@ -60,7 +60,7 @@ def tools() -> Toolchain:
 @pytest.fixture(scope="session")
 def library(tools: Toolchain) -> BuildResult:
     """The real library for T4, Orin and H100. A second run of the tests finds it unchanged."""
-    return build_library(TOOLS / "plugins", DEFAULT_ARCHS, toolchain=tools)
+    return build_library(TOOLS / "plugins", DEFAULT_ARCHS, toolchain=tools, strict=True)
 
 
 @pytest.fixture(scope="session")

@@ -163,11 +163,11 @@ class TestBuilding:
         self, tools, sources: Path, tmp_path: Path
     ):
         out = tmp_path / "out"
-        before = build_library(out, (75,), toolchain=tools, sources=sources).manifest
+        before = build_library(out, (75,), toolchain=tools, sources=sources, strict=True).manifest
         source = sources / "spatial_unit_gather/plugin.cpp"
         source.write_text(source.read_text() + "static int unused() { return 1; }\n")
         with pytest.raises(InputError, match="does not compile") as caught:
-            build_library(out, (75,), toolchain=tools, sources=sources)
+            build_library(out, (75,), toolchain=tools, sources=sources, strict=True)
         assert caught.value.where == str(source)
         assert "unused" in str(caught.value.got)
         assert read_manifest(out) == before
@@ -177,7 +177,19 @@ class TestBuilding:
         source = sources / "spatial_unit_merge/kernel.cu"
         source.write_text(source.read_text() + "__global__ void f() { int unused = 1; }\n")
         with pytest.raises(InputError, match="does not compile"):
-            build_library(tmp_path / "out", (75,), toolchain=tools, sources=sources)
+            build_library(tmp_path / "out", (75,), toolchain=tools, sources=sources, strict=True)
+
+    def test_warnings_of_a_boards_compilers_do_not_end_its_build(
+        self, tools, sources: Path, tmp_path: Path
+    ):
+        for name, code in (
+            ("spatial_unit_gather/plugin.cpp", "static int unused() { return 1; }\n"),
+            ("spatial_unit_merge/kernel.cu", "__global__ void f() { int unused = 1; }\n"),
+        ):
+            source = sources / name
+            source.write_text(source.read_text() + code)
+        built = build_library(tmp_path / "out", (75,), toolchain=tools, sources=sources)
+        assert is_intact(tmp_path / "out", built.manifest)
 
     def test_a_killed_build_leaves_no_library_and_the_next_one_sweeps_up(
         self, tools, sources: Path, tmp_path: Path
@@ -235,7 +247,7 @@ class TestBuilding:
     def test_cmake_builds_the_same(self, tools: Toolchain, sources: Path, tmp_path: Path):
         out = tmp_path / "cmake"
         configure = ["cmake", "-S", sources, "-B", out, "-DSTORMRT_CUDA_ARCHS=87;75"]
-        configure += [f"-DTRT_INCLUDE_DIR={tools.headers.folder}"]
+        configure += [f"-DTRT_INCLUDE_DIR={tools.headers.folder}", "-DSTORMRT_STRICT=ON"]
         environment = {"PYTHONPATH": str(ROOT)}
         for command in (configure, ["cmake", "--build", out, "-j2"]):
             try:

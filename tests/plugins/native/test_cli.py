@@ -48,7 +48,7 @@ def built(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, ...]]:
     """The archs that the command asks the builder for."""
     asked: list[tuple[int, ...]] = []
 
-    def build_library(out: Path, archs, *, force: bool) -> BuildResult:
+    def build_library(out: Path, archs, *, force: bool, strict: bool) -> BuildResult:
         asked.append(tuple(archs))
         manifest = LibraryManifest(1, "key", "s", ("sm_87",), "aarch64", "10.3.0", "n", "h", (), ())
         return BuildResult(out / "core.so", out / "autoload.so", manifest, skipped=force)
