@@ -46,8 +46,13 @@ def code_digest() -> str:
 
 def _walk(folder: Path) -> Iterator[Path]:
     # Path.rglob does not follow the links that make up the package before Python 3.13.
-    for base, _, names in os.walk(folder, followlinks=True):
+    for base, _, names in os.walk(folder, followlinks=True, onerror=_raise):
         yield from (Path(base) / name for name in names)
+
+
+def _raise(error: OSError) -> None:
+    # os.walk would leave the folder out: a digest of less than all code.
+    raise error
 
 
 @contextmanager

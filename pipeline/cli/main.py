@@ -111,6 +111,14 @@ def _run(terminated: list[int]) -> None:
     except BrokenPipeError:
         _reader_gone()
     except OSError as error:
+        if _is_in_a_folder_that_is_gone():
+            _fail(
+                InputError(
+                    "the folder that this was started in is gone",
+                    got=error.strerror or str(error),
+                    fix="cd to a folder that exists",
+                )
+            )
         # What nobody has a better message for: a name too long, a full standard output.
         failure = InputError(
             "a file could not be read or written",
@@ -122,6 +130,14 @@ def _run(terminated: list[int]) -> None:
             show_error(failure, as_json=False)
             sys.exit(failure.exit_code)
         _fail(failure)
+
+
+def _is_in_a_folder_that_is_gone() -> bool:
+    try:
+        os.getcwd()
+    except OSError:
+        return True
+    return False
 
 
 def _came_from(error: BaseException, kind: type[BaseException]) -> bool:

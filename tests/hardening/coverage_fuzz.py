@@ -143,7 +143,7 @@ def run_reader(name: str, seconds: int, seed: int, keep: Path) -> dict[str, obje
     memory = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
     with tempfile.TemporaryDirectory(prefix="stormrt-coverage-", dir=memory) as work:
         command = [sys.executable, "-W", "ignore", "-m", "tests.hardening.coverage_fuzz"]
-        command += ["--reader", name, "--seconds", str(seconds), "--seed", str(seed)]
+        command += [f"--reader={name}", "--seconds", str(seconds), "--seed", str(seed)]
         done = subprocess.run(
             [*command, "--work", work],
             cwd=ROOT,

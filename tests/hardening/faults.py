@@ -7,8 +7,10 @@
 from __future__ import annotations
 
 import io
+import os
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from stormrt.errors import EXIT_ENVIRONMENT, EXIT_INPUT, EXIT_OK, EXIT_VERDICT
@@ -328,6 +330,16 @@ def _(w: World) -> list[object]:
     out = w.new("out")
     w.fill_disk(out)
     return w.options(out=out)
+
+
+@_fault("the folder that it was started in is gone", "is gone")
+def _(w: World) -> list[object]:
+    gone = w.new("gone")
+    gone.mkdir()
+    w.stack.callback(os.chdir, Path.cwd())
+    os.chdir(gone)
+    gone.rmdir()
+    return ["doctor"]
 
 
 @_fault("another build into the same folder", "another stormrt build is writing")

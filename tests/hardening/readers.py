@@ -398,17 +398,22 @@ def _read_measured(path: Path) -> object:
     return parse_plan(f"latency<=2.5,file={path}", _variant(), 64, 48)
 
 
+def _argument(path: Path) -> str:
+    """A file's bytes as Python decodes those of a command line."""
+    return path.read_bytes().decode("utf-8", "surrogateescape")
+
+
 def _read_spec(path: Path) -> object:
     from stormrt.storm.plan import parse_plan
 
-    return parse_plan(path.read_bytes().decode("utf-8", "surrogatepass"), _variant(), 64, 48)
+    return parse_plan(_argument(path), _variant(), 64, 48)
 
 
 def _read_size(path: Path) -> object:
     from stormrt.pipeline.cli.options import parse_size
     from stormrt.pipeline.model_spec import resolve_spec
 
-    height, width = parse_size(path.read_bytes().decode("utf-8", "surrogatepass"))
+    height, width = parse_size(_argument(path))
     return resolve_spec(
         SMALL, num_classes=CLASSES, height=height, width=width, storm="keep=1,stage=2"
     )
