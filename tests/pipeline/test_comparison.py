@@ -279,8 +279,10 @@ class TestSelections:
             assert found.metrics.rel_l2 < 1e-4
             if found.selection_agreement == 1.0:
                 assert found.end_to_end.rel_l2 < 1e-4
-        # Now and then two lines of a random picture score alike to the last bits of FP32, and
-        # either may be kept; a graph that chose by another rule would do so in every picture.
+        # On one machine (AMD EPYC) onnxruntime keeps another line than PyTorch, one of 100, on the
+        # photographs too, at a relative L2 of 4e-7; on others none. Why was not established: scores
+        # that are nearly equal are the guess. So not every picture has to agree in every line; a
+        # graph that chose by another rule would agree in none.
         assert max(agreements) == 1.0
         assert min(agreements) > 0.95
 
